@@ -1,0 +1,84 @@
+// Decode, few rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
+//   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
+// A workgroup is one subgroup. It walks the keys of one item for all rows of the tile; a lane holds every LANES-th group of
+// four elements of q and o of all rows, loads its part of each key once and uses it for all rows. No workgroup memory,
+// so no barrier: a load and a barrier cost more than arithmetic here.
+// The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
+//
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states.
+// Prelude: LANES, ROWS, K4 = ceil(HEAD_DIM / 4), V4.
+
+const K_PART: u32 = (K4 + LANES - 1u) / LANES;
+const V_PART: u32 = (V4 + LANES - 1u) / LANES;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    let index = item_index(workgroup);
+    if index >= work.params.items {
+        return;
+    }
+    let item = work.items[index];
+    let kv_head = workgroup.y;
+
+    var q: array<vec4<f32>, ROWS * K_PART>;
+    var o: array<vec4<f32>, ROWS * V_PART>;
+    var m: array<f32, ROWS>;
+    var d: array<f32, ROWS>;
+    var end: array<u32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        end[r] = visible_end(item, item.row_begin + r);
+        m[r] = HIDDEN;
+        d[r] = 0.0;
+        for (var i = 0u; i < K_PART; i++) {
+            q[r * K_PART + i] = query_four(item, kv_head, item.row_begin + r, i * LANES + lane);
+        }
+        for (var i = 0u; i < V_PART; i++) {
+            o[r * V_PART + i] = vec4(0.0);
+        }
+    }
+
+    for (var key = item.key_begin; key < item.key_end; key++) {
+        let cache_row = kv_row(item, kv_head, key);
+        var k: array<vec4<f32>, K_PART>;
+        for (var i = 0u; i < K_PART; i++) {
+            if K4 % LANES == 0u || i * LANES + lane < K4 {
+                k[i] = load_k(cache_row, i * LANES + lane);
+            }
+        }
+        var v: array<vec4<f32>, V_PART>;
+        for (var i = 0u; i < V_PART; i++) {
+            if V4 % LANES == 0u || i * LANES + lane < V4 {
+                v[i] = load_v(cache_row, i * LANES + lane);
+            }
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            var part = vec4(0.0);
+            for (var i = 0u; i < K_PART; i++) {
+                part += q[r * K_PART + i] * k[i];
+            }
+            let s = logit(subgroupAdd(part.x + part.y + part.z + part.w), key, end[r]);
+            if s > m[r] + 8.0 {
+                let shrink = exp2(m[r] - s);
+                for (var i = 0u; i < V_PART; i++) {
+                    o[r * V_PART + i] *= shrink;
+                }
+                d[r] *= shrink;
+                m[r] = s;
+            }
+            let p = weight(s, m[r]);
+            d[r] += p;
+            for (var i = 0u; i < V_PART; i++) {
+                o[r * V_PART + i] += p * v[i];
+            }
+        }
+    }
+
+    for (var r = 0u; r < ROWS; r++) {
+        for (var i = 0u; i < V_PART; i++) {
+            emit(item, kv_head, item.row_begin + r, i * LANES + lane, o[r * V_PART + i], d[r]);
+        }
+        if lane == 0u {
+            emit_sums(item, kv_head, item.row_begin + r, m[r], d[r]);
+        }
+    }
+}

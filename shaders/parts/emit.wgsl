@@ -1,0 +1,29 @@
+// Where a kernel leaves a row: the output where its item holds all keys of the row, else a state for `combine`.
+
+fn state_row(item: WorkItem, kv_head: u32, row: u32) -> u32 {
+    return item.state + kv_head * (item.row_end - item.row_begin) + row - item.row_begin;
+}
+
+// Four columns of a row.
+fn emit(item: WorkItem, kv_head: u32, row: u32, four: u32, o: vec4<f32>, d: f32) {
+    if row >= item.row_end || four >= V4 {
+        return;
+    }
+    if item.state == WHOLE {
+        write_out(item.token + row / GROUP, query_head(kv_head, row), four, normalise(o, d));
+    } else {
+        states[state_row(item, kv_head, row) * STATE4 + four] = o;
+    }
+}
+
+// Running max and sum of a row: by one invocation.
+fn emit_sums(item: WorkItem, kv_head: u32, row: u32, m: f32, d: f32) {
+    if row >= item.row_end {
+        return;
+    }
+    if item.state == WHOLE {
+        write_lse(item.token + row / GROUP, query_head(kv_head, row), m, d);
+    } else {
+        states[state_row(item, kv_head, row) * STATE4 + V4] = vec4(m, d, 0.0, 0.0);
+    }
+}

@@ -1,0 +1,10 @@
+// Outputs stored as f16, on adapters that write whole words only. Two invocations may own the halves of one word
+// (odd dims, odd strides): each clears and sets its own 16 bits atomically, so neither can lose the other's.
+
+@group(0) @binding(4) var<storage, read_write> outputs: array<atomic<u32>>;
+
+fn store_out(index: u32, value: f32) {
+    let shift = (index & 1u) * 16u;
+    atomicAnd(&outputs[index / 2u], ~(0xffffu << shift));
+    atomicOr(&outputs[index / 2u], encode_f16(value) << shift);
+}

@@ -1,0 +1,34 @@
+// Adds up the dot products of a team by shuffles. Needs subgroups of a multiple of 8 lanes; an invocation is numbered by its
+// place in its subgroup, because local_invocation_index need not follow the lanes.
+
+struct Invocation {
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) size: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+}
+
+fn thread_index(invocation: Invocation) -> u32 {
+    return invocation.subgroup * invocation.size + invocation.lane;
+}
+
+// Which keys of which tile a call of `team_scores` is about: team t has key tile + pass_key + t.
+struct Score {
+    tile: u32,
+    pass_key: u32,
+    thread: u32,
+}
+
+fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>) {
+    let team = at.thread / TEAM;
+    let key = at.tile + at.pass_key + team;
+    for (var r = 0u; r < ROWS; r++) {
+        var sum = (*dots)[r];
+        sum += subgroupShuffleXor(sum, 1u);
+        sum += subgroupShuffleXor(sum, 2u);
+        sum += subgroupShuffleXor(sum, 4u);
+        if at.thread % TEAM == r % TEAM {
+            let end = min(visible_end(item, item.row_begin + r), item.key_end);
+            scores[r * KEYS + at.pass_key + team] = logit(sum, key, end);
+        }
+    }
+}

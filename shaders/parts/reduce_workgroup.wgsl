@@ -1,0 +1,39 @@
+// Adds up the dot products of a team through workgroup memory.
+
+struct Invocation {
+    @builtin(local_invocation_index) index: u32,
+}
+
+fn thread_index(invocation: Invocation) -> u32 {
+    return invocation.index;
+}
+
+// Which keys of which tile a call of `team_scores` is about: team t has key tile + pass_key + t.
+struct Score {
+    tile: u32,
+    pass_key: u32,
+    thread: u32,
+}
+
+var<workgroup> team_dots: array<f32, ROWS * THREADS>;
+
+fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>) {
+    for (var r = 0u; r < ROWS; r++) {
+        team_dots[r * THREADS + at.thread] = (*dots)[r];
+    }
+    // Every invocation's share of every row is there.
+    workgroupBarrier();
+    for (var i = at.thread; i < ROWS * TEAMS; i += THREADS) {
+        let r = i / TEAMS;
+        let t = i % TEAMS;
+        var sum = 0.0;
+        for (var l = 0u; l < TEAM; l++) {
+            sum += team_dots[r * THREADS + t * TEAM + l];
+        }
+        let key = at.tile + at.pass_key + t;
+        let end = min(visible_end(item, item.row_begin + r), item.key_end);
+        scores[r * KEYS + at.pass_key + t] = logit(sum, key, end);
+    }
+    // The next pass overwrites the shares.
+    workgroupBarrier();
+}

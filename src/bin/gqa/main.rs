@@ -1,0 +1,2 @@
+//! The `gqa` command.
+fn main() {}

@@ -1,0 +1,73 @@
+//! What an adapter can do, as far as kernels care. Pure data: plans are made and tested without a GPU.
+
+/// Limits and features that a plan depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caps {
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Invocations of one workgroup.
+    pub invocations: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub workgroups: u32,
+    /// Bytes that one storage binding may span.
+    pub binding_size: u64,
+    /// Bytes of one buffer.
+    pub buffer_size: u64,
+    /// What the offset of a storage binding must be a multiple of, in bytes.
+    pub offset_alignment: u32,
+    /// Smallest and largest subgroup, where shaders may use subgroup operations.
+    pub subgroup: Option<(u32, u32)>,
+    /// Whether shaders may read and write 16-bit floats.
+    pub f16: bool,
+    /// Whether `unpack2x16float` exists (lavapipe ties it to the f16 feature).
+    pub unpack_f16: bool,
+    /// Whether the adapter is a CPU: loads cost per lane, branches and registers are cheap, barriers are not.
+    pub software: bool,
+}
+
+impl Caps {
+    /// What every WebGPU device has: no optional feature.
+    pub const fn minimal() -> Self {
+        Self {
+            workgroup_memory: 16_384,
+            invocations: 256,
+            workgroups: 65_535,
+            binding_size: 128 << 20,
+            buffer_size: 256 << 20,
+            offset_alignment: 256,
+            subgroup: None,
+            f16: false,
+            unpack_f16: false,
+            software: false,
+        }
+    }
+
+    /// The subgroup size, where it is one and the same in every dispatch.
+    pub fn fixed_subgroup(&self) -> Option<u32> {
+        self.subgroup.filter(|(min, max)| min == max).map(|(min, _)| min)
+    }
+
+    /// Workgroups that fill the device with some to spare. wgpu does not tell how many cores an adapter has.
+    pub fn fill(&self) -> u32 {
+        if self.software { 16 } else { 512 }
+    }
+}
+
+impl std::fmt::Display for Caps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let yes = |b| if b { "yes" } else { "no" };
+        let subgroup = match self.subgroup {
+            None => "none".to_owned(),
+            Some((min, max)) if min == max => format!("{min}"),
+            Some((min, max)) => format!("{min} to {max}"),
+        };
+        writeln!(f, "workgroup memory   {} KiB", self.workgroup_memory / 1024)?;
+        writeln!(f, "workgroup          {} invocations", self.invocations)?;
+        writeln!(f, "storage binding    {} MiB", self.binding_size >> 20)?;
+        writeln!(f, "buffer             {} MiB", self.buffer_size >> 20)?;
+        writeln!(f, "offset alignment   {} B", self.offset_alignment)?;
+        writeln!(f, "subgroup           {subgroup}")?;
+        writeln!(f, "f16 in shaders     {}", yes(self.f16))?;
+        write!(f, "software adapter   {}", yes(self.software))
+    }
+}

@@ -1,0 +1,109 @@
+//! The one error type: each variant says what was needed, what was found and what to do.
+
+/// Why a call was refused. After an error nothing has changed: no cache length, no buffer, no command.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field of the spec, the cache or the options lies outside what it may be.
+    #[error("{field} is {found}, but {needed}")]
+    Field {
+        /// The field's name, as in the API.
+        field: &'static str,
+        /// What was there.
+        found: String,
+        /// What would have been accepted.
+        needed: String,
+    },
+    /// Something does not fit a limit of the device.
+    #[error("{what} needs {needed}, but the device's {limit} is {found}: {hint}")]
+    Limit {
+        /// What was about to be made.
+        what: String,
+        /// The name of the limit, as in `wgpu::Limits`.
+        limit: &'static str,
+        /// What it needs, in the limit's unit.
+        needed: u64,
+        /// The limit's value.
+        found: u64,
+        /// What would help.
+        hint: &'static str,
+    },
+    /// A sequence would outgrow its place in the cache.
+    #[error(
+        "sequence {sequence} needs {needed} slots, but has {capacity} and uses {used}: truncate or clear it, \
+         or create the cache with a larger capacity"
+    )]
+    SequenceFull {
+        /// Index of the sequence in the cache.
+        sequence: u32,
+        /// Slots that it would need.
+        needed: u64,
+        /// Slots in use now.
+        used: u32,
+        /// Slots that it has.
+        capacity: u32,
+    },
+    /// Every sequence of the cache is open.
+    #[error("all {capacity} sequences of the cache are open: close one, or create the cache with more")]
+    NoFreeSequence {
+        /// Sequences that the cache can hold.
+        capacity: u32,
+    },
+    /// A handle of another cache, or of a sequence that was closed.
+    #[error("the handle of sequence {sequence} is not valid here: {reason}")]
+    StaleSequence {
+        /// Index that the handle names.
+        sequence: u32,
+        /// Closed, or of another cache.
+        reason: &'static str,
+    },
+    /// One sequence twice in a batch: its rows would be written twice.
+    #[error("sequence {sequence} appears twice in one batch: merge its entries, or prepare two steps")]
+    RepeatedSequence {
+        /// Index of the sequence in the cache.
+        sequence: u32,
+    },
+    /// The cache was made for another shape or storage type.
+    #[error("the cache was made for {found}, but the attention is for {needed}: create both from one spec")]
+    CacheMismatch {
+        /// What the attention's spec asks for.
+        needed: String,
+        /// What the cache holds.
+        found: String,
+    },
+    /// The step was prepared for another cache layout, or the layer does not exist.
+    #[error("layer {layer} does not exist: the cache has {layers} (0 to {})", layers.saturating_sub(1))]
+    NoSuchLayer {
+        /// The layer asked for.
+        layer: u32,
+        /// Layers of the cache.
+        layers: u32,
+    },
+    /// A buffer view is too small, misaligned or lacks a usage.
+    #[error("buffer {name}: {problem} (needed {needed}, found {found})")]
+    Buffer {
+        /// Which view: `q`, `out`, `lse`, `new_k`, `new_v`.
+        name: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+        /// What would have been accepted.
+        needed: String,
+        /// What was there.
+        found: String,
+    },
+    /// A shader was refused: a bug of this library or of the driver. The message names file and line.
+    #[error("shader {kernel} was refused: {message}; please report this with the output of `gqa info`")]
+    Shader {
+        /// Name of the kernel.
+        kernel: &'static str,
+        /// What the compiler said, with lines of the linked text mapped back to their files.
+        message: String,
+    },
+}
+
+impl Error {
+    /// A field error, from anything printable.
+    pub(crate) fn field(field: &'static str, found: impl ToString, needed: impl Into<String>) -> Self {
+        Self::Field { field, found: found.to_string(), needed: needed.into() }
+    }
+}

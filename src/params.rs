@@ -1,0 +1,93 @@
+//! Structs that cross to the GPU. Each exists once here and once in `shaders/parts/*.wgsl`; a naga test compares the two.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Marks a [`WorkItem`] whose rows need no [`CombineItem`]: it writes the output itself.
+pub const WHOLE: u32 = u32::MAX;
+
+/// What all items of a step share: the head of every work list. `Params` in `shaders/parts/work.wgsl`.
+///
+/// Offsets and strides are in elements of the tensor that they name.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct Params {
+    /// Items that follow.
+    pub items: u32,
+    /// Slots of a sequence in the cache: rows from one KV head to the next.
+    pub slots: u32,
+    /// 1 where the LSE is wanted.
+    pub lse: u32,
+    /// First element of the queries (new keys in `append`).
+    pub q_offset: u32,
+    /// Between tokens of the queries (new keys in `append`).
+    pub q_token: u32,
+    /// Between heads of the queries (new keys in `append`).
+    pub q_head: u32,
+    /// First element of the output (new values in `append`).
+    pub out_offset: u32,
+    /// Between tokens of the output (new values in `append`).
+    pub out_token: u32,
+    /// Between heads of the output (new values in `append`).
+    pub out_head: u32,
+    /// First element of the LSE.
+    pub lse_offset: u32,
+    /// Between tokens of the LSE.
+    pub lse_token: u32,
+    /// Between heads of the LSE.
+    pub lse_head: u32,
+}
+
+/// A tile of rows and a chunk of keys of one sequence, for every KV head: what one workgroup walks.
+/// `WorkItem` in `shaders/parts/work.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct WorkItem {
+    /// The sequence's first token in the queries and the output.
+    pub token: u32,
+    /// First row of the tile; row `r` is token `r / group`, head `r % group` of the KV head's group.
+    pub row_begin: u32,
+    /// Past the last row.
+    pub row_end: u32,
+    /// First key of the chunk.
+    pub key_begin: u32,
+    /// Past the last key.
+    pub key_end: u32,
+    /// Keys of the sequence.
+    pub kv_len: u32,
+    /// Position of the sequence's first query among its keys; negative where queries outnumber keys.
+    pub q_start: i32,
+    /// The sequence's first row in the cache.
+    pub cache_row: u32,
+    /// Where the chunk's states go, in rows of the state buffer, or [`WHOLE`].
+    pub state: u32,
+}
+
+/// A tile of rows whose chunks are to be merged, for every KV head. `CombineItem` in `shaders/combine.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct CombineItem {
+    /// The sequence's first token in the output.
+    pub token: u32,
+    /// First row of the tile.
+    pub row_begin: u32,
+    /// Past the last row.
+    pub row_end: u32,
+    /// The first chunk's states, in rows of the state buffer.
+    pub state: u32,
+    /// Chunks: each is `kv_heads * (row_end - row_begin)` rows behind the one before.
+    pub chunks: u32,
+}
+
+/// A run of new tokens of one sequence. `AppendItem` in `shaders/append.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct AppendItem {
+    /// First token of the run in the new keys and values.
+    pub token: u32,
+    /// Tokens of the run.
+    pub tokens: u32,
+    /// Its position in the sequence.
+    pub position: u32,
+    /// The sequence's first row in the cache.
+    pub cache_row: u32,
+}

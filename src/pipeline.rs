@@ -1,0 +1,119 @@
+//! A variant, compiled: shader module, bind group layout, pipeline.
+
+use std::future::Future as _;
+use std::task::{Context, Poll, Waker};
+
+use crate::error::Error;
+use crate::shader::{Compiler, Kernel, Linked, Variant, link};
+
+/// A compiled kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct Pipeline {
+    label: String,
+    bindings: Vec<u32>,
+    layout: wgpu::BindGroupLayout,
+    pub(crate) pipeline: wgpu::ComputePipeline,
+}
+
+/// Bindings of a kernel in the order of their numbers, and whether it writes them.
+fn bindings(variant: &Variant) -> Vec<(u32, bool)> {
+    match variant.kernel {
+        Kernel::Append => vec![(0, false), (1, false), (2, false), (3, true), (4, true)],
+        Kernel::Combine => vec![(0, false), (4, true), (5, true), (6, true)],
+        _ => {
+            let mut all = vec![(0, false), (1, false), (2, false), (3, false), (4, true), (5, true), (6, true)];
+            if variant.counted {
+                all.push((7, true));
+            }
+            all
+        }
+    }
+}
+
+impl Pipeline {
+    pub(crate) fn new(device: &wgpu::Device, variant: &Variant, checked: bool) -> Result<Self, Error> {
+        let label = format!("gqa.{}", variant.kernel);
+        let linked = link(variant, Compiler::Naga);
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(linked.text.as_str().into()),
+        };
+        let module = if checked {
+            device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: every index is in range. Queries, outputs, LSE and new K/V: layouts are checked against the batch
+            // (`Batch::resolve`) and views against the layouts (`Attention::view`). Cache rows: sequences and lengths come from
+            // `SequenceTable`, which keeps them within the buffers. States: sized by the plan that numbers them. Work lists:
+            // items are counted in their head. Loops run over these same bounds, so they end. The tests run every kernel
+            // checked and unchecked.
+            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let bindings = bindings(variant);
+        let entries: Vec<_> = bindings
+            .iter()
+            .map(|&(binding, written)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only: !written },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Kernels write workgroup memory before they read it.
+                zero_initialize_workgroup_memory: checked,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        match refusal(scope, &linked) {
+            Some(message) => Err(Error::Shader { kernel: variant.kernel.name(), message }),
+            None => Ok(Self { label, bindings: bindings.into_iter().map(|b| b.0).collect(), layout, pipeline }),
+        }
+    }
+}
+
+/// What the device said against the kernel, if it has said so already. Natively it has; a browser answers later, and then
+/// its error goes to the caller's handler: the library never waits.
+fn refusal(scope: wgpu::ErrorScopeGuard, linked: &Linked) -> Option<String> {
+    let mut future = std::pin::pin!(scope.pop());
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(error)) => Some(linked.explain(&error.to_string())),
+        _ => None,
+    }
+}
+
+/// Binds `resources` in the order of the kernel's binding numbers.
+pub(crate) fn bind(
+    device: &wgpu::Device,
+    pipeline: &Pipeline,
+    resources: &[wgpu::BindingResource<'_>],
+) -> wgpu::BindGroup {
+    let entries: Vec<_> = pipeline
+        .bindings
+        .iter()
+        .zip(resources)
+        .map(|(&binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
+        .collect();
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some(&pipeline.label),
+        layout: &pipeline.layout,
+        entries: &entries,
+    })
+}

@@ -1,0 +1,112 @@
+//! Holds results against the reference: `|got - expected| <= atol + rtol * |expected|`.
+
+use crate::spec::{AttentionSpec, Dtype};
+
+/// How far a result may be from the truth.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    /// Absolute part.
+    pub atol: f64,
+    /// Part relative to the expected value.
+    pub rtol: f64,
+}
+
+impl Tolerance {
+    /// For outputs of `spec`, where values are at most `largest` and the stored inputs are given: f32 arithmetic, and rounding
+    /// of the output.
+    pub fn of_output(spec: &AttentionSpec, largest: f64) -> Self {
+        let stored = match spec.q_dtype() {
+            Dtype::F32 => 0.0,
+            // 1 % more than half a unit: the f32 result may lie on the other side of a tie. 6e-8 is the smallest f16.
+            other => other.epsilon() * 1.01,
+        };
+        Self { atol: 2e-5 * largest.max(1e-3) + stored * 2e-4, rtol: 2e-5 + stored }
+    }
+
+    /// For log-sum-exps, which are f32 always.
+    pub fn of_lse() -> Self {
+        Self { atol: 2e-5, rtol: 2e-5 }
+    }
+}
+
+/// How a tensor differs from what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Mismatch {
+    /// Largest absolute error.
+    pub max_abs: f64,
+    /// Largest relative error, where the expected value is at least 1e-3.
+    pub max_rel: f64,
+    /// Elements beyond the tolerance.
+    pub beyond: usize,
+    /// The element furthest beyond (or nearest to) its tolerance.
+    pub index: usize,
+    /// What was there.
+    pub got: f64,
+    /// What was expected there.
+    pub expected: f64,
+}
+
+impl Mismatch {
+    /// Whether every element lies within the tolerance.
+    pub fn passes(&self) -> bool {
+        self.beyond == 0
+    }
+}
+
+/// Compares element by element; infinities must be equal, and NaN is never right.
+pub fn compare(got: &[f32], expected: &[f64], tolerance: Tolerance) -> Mismatch {
+    let mut result = Mismatch { beyond: got.len().abs_diff(expected.len()), ..Mismatch::default() };
+    let mut worst = f64::NEG_INFINITY;
+    for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let got = f64::from(got);
+        let error = match (got - expected).abs() {
+            _ if got == expected => 0.0,
+            error if error.is_nan() => f64::INFINITY,
+            error => error,
+        };
+        let excess = error - (tolerance.atol + tolerance.rtol * expected.abs()).min(f64::MAX);
+        result.beyond += usize::from(excess > 0.0);
+        result.max_abs = result.max_abs.max(error);
+        if expected.abs() >= 1e-3 && error > 0.0 {
+            result.max_rel = result.max_rel.max(error / expected.abs());
+        }
+        if excess > worst {
+            worst = excess;
+            (result.index, result.got, result.expected) = (index, got, expected);
+        }
+    }
+    result
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { max_abs, max_rel, beyond, index, got, expected } = self;
+        write!(f, "max abs {max_abs:.1e}, max rel {max_rel:.1e}")?;
+        if *beyond > 0 {
+            write!(f, "; {beyond} beyond tolerance, worst at {index}: got {got:e}, expected {expected:e}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXACT: Tolerance = Tolerance { atol: 0.0, rtol: 0.0 };
+
+    #[test]
+    fn nan_and_missing_elements_never_pass() {
+        assert!(!compare(&[f32::NAN], &[f64::NAN], EXACT).passes());
+        assert!(!compare(&[f32::NAN], &[0.0], Tolerance { atol: f64::INFINITY, rtol: 0.0 }).passes());
+        assert!(!compare(&[1.0], &[1.0, 2.0], EXACT).passes());
+        assert!(compare(&[f32::NEG_INFINITY], &[f64::NEG_INFINITY], EXACT).passes());
+        assert!(!compare(&[-1e38], &[f64::NEG_INFINITY], EXACT).passes());
+    }
+
+    #[test]
+    fn worst_element_is_named() {
+        let m = compare(&[1.0, 2.5, 3.1], &[1.0, 2.0, 3.0], Tolerance { atol: 0.2, rtol: 0.0 });
+        assert_eq!((m.beyond, m.index, m.got, m.expected), (1, 1, 2.5, 2.0));
+    }
+}

@@ -1,0 +1,161 @@
+//! A ragged attention problem with its data, and how its tensors are arranged in memory.
+
+use crate::layout::{Layout, Shape};
+use crate::reference;
+use crate::spec::{AttentionSpec, Dtype};
+
+/// How a tensor lies in its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrangement {
+    /// `[tokens, heads, dim]`, dense.
+    TokensHeads,
+    /// `[heads, tokens, dim]`, dense.
+    HeadsTokens,
+    /// `[tokens, heads, dim]` with gaps of an odd number of elements before, between heads and between tokens.
+    Gaps,
+}
+
+impl Arrangement {
+    /// The layout of a tensor of `shape`.
+    pub fn layout(self, shape: Shape) -> Layout {
+        match self {
+            Self::TokensHeads => Layout::tokens_heads(shape.heads, shape.dim),
+            Self::HeadsTokens => Layout::heads_tokens(shape.tokens, shape.dim),
+            Self::Gaps => {
+                let head_stride = shape.dim + 3;
+                Layout { offset: 5, token_stride: shape.heads * head_stride + 1, head_stride }
+            }
+        }
+    }
+}
+
+/// One sequence: `q` is `[q_len][q_heads][head_dim]`, `k` and `v` are `[kv_len][kv_heads][dim]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProblemSequence {
+    /// Query tokens.
+    pub q_len: u32,
+    /// Keys.
+    pub kv_len: u32,
+    /// As in [`crate::Sequence`].
+    pub q_start: Option<i32>,
+    /// Keys appended by a step of their own, before the step that attends.
+    pub history: u32,
+    /// Queries, rounded to the spec's `q_dtype`.
+    pub q: Vec<f32>,
+    /// Keys, rounded to `q_dtype`; the cache rounds them again.
+    pub k: Vec<f32>,
+    /// Values, as the keys.
+    pub v: Vec<f32>,
+}
+
+/// A ragged problem.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// What is asked.
+    pub spec: AttentionSpec,
+    /// Of whom.
+    pub sequences: Vec<ProblemSequence>,
+    /// How `q`, `new_k`, `new_v` lie in memory.
+    pub inputs: Arrangement,
+    /// How `out` and `lse` lie in memory.
+    pub outputs: Arrangement,
+}
+
+impl Problem {
+    /// The reference's answer of every sequence, on what the cache stores.
+    pub fn answers(&self) -> Vec<reference::Answer> {
+        let stored = |x: &[f32]| x.iter().map(|x| self.spec.kv_dtype().round(*x)).collect::<Vec<_>>();
+        self.sequences
+            .iter()
+            .map(|s| {
+                let problem = reference::Problem {
+                    q: &s.q,
+                    k: &stored(&s.k),
+                    v: &stored(&s.v),
+                    q_len: s.q_len as usize,
+                    kv_len: s.kv_len as usize,
+                    q_start: s.q_start.map_or(i64::from(s.kv_len) - i64::from(s.q_len), i64::from),
+                };
+                reference::attention(&self.spec, &problem)
+            })
+            .collect()
+    }
+}
+
+/// A tensor in memory: bytes of `dtype`, NaN wherever no element lies.
+pub(crate) struct Tensor {
+    pub(crate) layout: Layout,
+    shape: Shape,
+    dtype: Dtype,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Tensor {
+    pub(crate) fn new(arrangement: Arrangement, shape: Shape, dtype: Dtype) -> Self {
+        let layout = arrangement.layout(shape);
+        let elements = layout.extent(shape) as usize;
+        let nan = encode(dtype, f32::NAN);
+        Self { layout, shape, dtype, bytes: nan.repeat(elements.next_multiple_of(2)) }
+    }
+
+    /// Writes the rows of tokens from `first` on; `rows` is `[tokens][heads][dim]`.
+    pub(crate) fn write(&mut self, first: u32, rows: &[f32]) {
+        let (dim, heads) = (self.shape.dim as usize, self.shape.heads as usize);
+        let size = self.dtype.bytes() as usize;
+        for (i, row) in rows.chunks(dim).enumerate() {
+            let at = self.index(first as usize + i / heads, i % heads) * size;
+            for (j, x) in row.iter().enumerate() {
+                self.bytes[at + j * size..][..size].copy_from_slice(&encode(self.dtype, *x));
+            }
+        }
+    }
+
+    /// Reads the rows of `tokens` tokens from `first` on.
+    pub(crate) fn read(&self, first: u32, tokens: u32) -> Vec<f32> {
+        let size = self.dtype.bytes() as usize;
+        let mut rows = Vec::new();
+        for token in first..first + tokens {
+            for head in 0..self.shape.heads {
+                let at = self.index(token as usize, head as usize) * size;
+                let row = &self.bytes[at..at + self.shape.dim as usize * size];
+                rows.extend(row.chunks(size).map(|bytes| decode(self.dtype, bytes)));
+            }
+        }
+        rows
+    }
+
+    /// Elements outside the tensor that are no longer NaN.
+    pub(crate) fn strays(&self) -> usize {
+        let mut inside = vec![false; self.bytes.len() / self.dtype.bytes() as usize];
+        for token in 0..self.shape.tokens as usize {
+            for head in 0..self.shape.heads as usize {
+                let at = self.index(token, head);
+                inside[at..at + self.shape.dim as usize].fill(true);
+            }
+        }
+        let elements = self.bytes.chunks(self.dtype.bytes() as usize).map(|bytes| decode(self.dtype, bytes));
+        elements.zip(inside).filter(|(x, inside)| !inside && !x.is_nan()).count()
+    }
+
+    fn index(&self, token: usize, head: usize) -> usize {
+        let Layout { offset, token_stride, head_stride } = self.layout;
+        offset as usize + token * token_stride as usize + head * head_stride as usize
+    }
+}
+
+fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => x.to_le_bytes().to_vec(),
+        Dtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+        Dtype::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+    }
+}
+
+fn decode(dtype: Dtype, bytes: &[u8]) -> f32 {
+    match (dtype, bytes) {
+        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        (Dtype::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+        (Dtype::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        _ => f32::NAN,
+    }
+}

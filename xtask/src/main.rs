@@ -1,0 +1,120 @@
+//! `cargo xtask`: set-up, tests and benchmarks of gqa, in one command each.
+
+mod drivers;
+mod environment;
+mod files;
+mod manifest;
+mod process;
+mod setup;
+mod steps;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Everything gqa needs on a machine that has only Rust
+
+Usage: cargo xtask <COMMAND>
+
+Commands:
+  setup [--redo]            Make sure that there is an adapter to run on
+  test [--quick] [-- ARGS]  All that a contributor must see green
+  bench [ARGS]              Set up, then `gqa bench ARGS`
+  env                       Print the drivers' variables, for `eval \"$(cargo xtask env)\"`
+  help                      Print this
+
+setup
+  On Linux it unpacks software drivers (lavapipe for Vulkan, llvmpipe for GL) without root into
+  target/gqa-drivers, says what it fetches before it does, and adds SwiftShader where Chromium is
+  installed. Nothing outside that folder changes. Plain `cargo run`, `cargo test` and `cargo bench`
+  find the drivers afterwards. --redo begins again from an empty folder. macOS has Metal and Windows
+  has WARP: there it only looks.
+
+test
+  Formatting, clippy, documentation, the adapters, `cargo test --release --workspace` and
+  `gqa verify` on every adapter, up to the first failure. --quick leaves the last out. ARGS go to
+  `cargo test`, as in `cargo xtask test -- decode`.
+
+bench
+  Runs on the machine's own adapter where it has one, on lavapipe otherwise.
+
+Variables:
+  GQA_DRIVERS               Another folder for the drivers
+  GQA_NO_DRIVERS=1          Ignore the unpacked drivers
+
+Examples:
+  cargo xtask test --quick
+  cargo xtask bench
+  GQA_NO_DRIVERS=1 cargo run --release -- info
+
+The exit code is that of the command which failed; 3 means that there is no adapter.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the command that the arguments name; the code is that of the child that decided.
+fn dispatch(arguments: &[String]) -> Result<u8, String> {
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", arguments),
+    };
+    // `bench --help` is for gqa to answer.
+    let asks_for_help = rest
+        .iter()
+        .take_while(|a| *a != "--")
+        .any(|a| a == "--help" || a == "-h");
+    match command {
+        "bench" => setup::bench(rest),
+        "help" | "--help" | "-h" => help(),
+        "setup" | "test" | "env" if asks_for_help => help(),
+        "setup" => setup::setup(flag("--redo", rest)?),
+        "test" => {
+            let end = rest.iter().position(|a| a == "--").unwrap_or(rest.len());
+            let quick = flag("--quick", &rest[..end])?;
+            steps::test(quick, rest.get(end + 1..).unwrap_or_default())
+        }
+        "env" => {
+            flag("", rest)?;
+            environment::print()
+        }
+        other => Err(format!(
+            "there is no command `{other}`; see `cargo xtask help`"
+        )),
+    }
+}
+
+fn help() -> Result<u8, String> {
+    print!("{HELP}");
+    Ok(0)
+}
+
+/// Whether the only flag allowed is there; anything else is a mistake worth stopping at.
+fn flag(name: &str, arguments: &[String]) -> Result<bool, String> {
+    match arguments.iter().find(|a| *a != name) {
+        Some(other) => Err(format!(
+            "`{other}` is not understood; see `cargo xtask help`"
+        )),
+        None => Ok(!arguments.is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_exact() {
+        let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+        assert_eq!(flag("--quick", &[]), Ok(false));
+        assert_eq!(flag("--quick", &words("--quick")), Ok(true));
+        assert!(flag("--quick", &words("--quik")).is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! `cargo xtask test`: every check in turn, and a table of how they went.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::{process, setup};
+
+/// One check: its name in the table and the command that makes it.
+struct Step {
+    name: &'static str,
+    command: Command,
+}
+
+/// Runs all checks up to the first failure, whose code it returns.
+pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
+    components()?;
+    setup::software_drivers(false);
+    let mut rows = Vec::new();
+    let mut failed = 0;
+    for mut step in steps(quick, arguments) {
+        if failed != 0 {
+            rows.push((step.name, "not run".to_string(), String::new()));
+            continue;
+        }
+        println!("\n=== {}", step.name);
+        let start = Instant::now();
+        failed = process::run(&mut step.command)?;
+        let result = if failed == 0 {
+            "ok".to_string()
+        } else {
+            format!("FAILED ({failed})")
+        };
+        rows.push((
+            step.name,
+            result,
+            format!("{:.1}", start.elapsed().as_secs_f64()),
+        ));
+        if step.name == ADAPTERS && failed == setup::NO_ADAPTER {
+            eprintln!("{}", setup::no_adapter());
+        }
+    }
+    print!("\n{}", table(&rows));
+    Ok(failed)
+}
+
+const ADAPTERS: &str = "adapters";
+
+fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
+    let step = |name, words: &[&str]| Step {
+        name,
+        command: process::cargo(words),
+    };
+    let mut documentation = step("documentation", &["doc", "--no-deps", "--package", "gqa"]);
+    documentation.command.env("RUSTDOCFLAGS", "-D warnings");
+    let mut tests = step("tests", &["test", "--release", "--workspace"]);
+    tests.command.args(arguments);
+    let mut steps = vec![
+        step("formatting", &["fmt", "--all", "--check"]),
+        step(
+            "clippy",
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        documentation,
+        Step {
+            name: ADAPTERS,
+            command: setup::gqa(&["info"]),
+        },
+        tests,
+    ];
+    if !quick {
+        let command = setup::gqa(&["verify", "--adapter", "all", "--count", "200"]);
+        steps.push(Step {
+            name: "verify",
+            command,
+        });
+    }
+    steps
+}
+
+/// A minimal Rust lacks rustfmt and clippy: rustup adds them without root.
+fn components() -> Result<(), String> {
+    for (command, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        let mut probe = process::cargo(&[command, "--version"]);
+        probe.stdout(Stdio::null()).stderr(Stdio::null());
+        if process::run(&mut probe)? == 0 {
+            continue;
+        }
+        println!("{component} is missing: rustup component add {component}");
+        let mut rustup = Command::new("rustup");
+        if process::run(rustup.args(["component", "add", component])) != Ok(0) {
+            return Err(format!("please install {component}, then try again"));
+        }
+    }
+    Ok(())
+}
+
+/// The rows as aligned columns.
+fn table(rows: &[(&str, String, String)]) -> String {
+    let mut text = format!("{:<15}{:<14}{:>8}\n", "step", "result", "seconds");
+    for (name, result, seconds) in rows {
+        let line = format!("{name:<15}{result:<14}{seconds:>8}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_aligned() {
+        let rows = [
+            ("clippy", "ok".into(), "12.5".into()),
+            ("tests", "not run".into(), String::new()),
+        ];
+        let wanted = "step           result         seconds\n\
+                      clippy         ok                12.5\n\
+                      tests          not run\n";
+        assert_eq!(table(&rows), wanted);
+    }
+
+    #[test]
+    fn quick_leaves_out_verify_only() {
+        let names = |quick| steps(quick, &[]).iter().map(|s| s.name).collect::<Vec<_>>();
+        let all = names(false);
+        assert_eq!(all.last(), Some(&"verify"));
+        assert_eq!(names(true), all[..all.len() - 1]);
+    }
+
+    #[test]
+    fn arguments_reach_cargo_test() {
+        let steps = steps(true, &["decode".to_string()]);
+        let tests = steps.iter().find(|s| s.name == "tests").unwrap();
+        let words: Vec<_> = tests.command.get_args().collect();
+        assert_eq!(words, ["test", "--release", "--workspace", "decode"]);
+    }
+}
