@@ -1,2 +1,69 @@
-//! The `gqa` command.
-fn main() {}
+//! The `gqa` command: shows adapters and plans, runs case files, verifies kernels, measures them.
+
+mod adapter;
+mod bench;
+mod info;
+mod run;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Why a command did not succeed: its exit code, and what to say.
+#[derive(Debug)]
+enum Failure {
+    /// Results do not match; the command has said which.
+    Mismatch,
+    /// The command line or a file is wrong.
+    Usage(String),
+    /// No adapter, or it was lost.
+    Adapter(String),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Mismatch => 1,
+            Self::Usage(_) => 2,
+            Self::Adapter(_) => 3,
+        }
+    }
+}
+
+/// Grouped-query attention on every GPU.
+///
+/// Exit codes: 0 good, 1 a result does not match, 2 wrong usage or a bad file, 3 no suitable adapter.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Info(info::Args),
+    Run(run::Args),
+    Verify(verify::Args),
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Info(args) => info::main(&args),
+        Command::Run(args) => run::main(&args),
+        Command::Verify(args) => verify::main(&args),
+        Command::Bench(args) => bench::main(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match &failure {
+                Failure::Mismatch => {}
+                Failure::Usage(message) | Failure::Adapter(message) => eprintln!("gqa: {message}"),
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}

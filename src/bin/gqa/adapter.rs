@@ -1,0 +1,60 @@
+//! `--adapter`, the same for every command.
+
+use gqa::verify::{AdapterChoice, Gpu, adapters};
+
+use crate::Failure;
+
+/// Which adapter a command runs on.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct AdapterArgs {
+    /// Adapter by index or by part of its name (`gqa info` lists them), or `all`. Default: $WGPU_ADAPTER_NAME, else the best
+    #[arg(long, value_name = "INDEX|NAME|all")]
+    adapter: Option<AdapterChoice>,
+}
+
+impl AdapterArgs {
+    /// Opens the chosen adapters: at least one.
+    pub(crate) fn open(&self) -> Result<Vec<Gpu>, Failure> {
+        let all = adapters();
+        if all.is_empty() {
+            return Err(Failure::Adapter(no_adapter().to_owned()));
+        }
+        let choice = self.adapter.clone().unwrap_or_default();
+        let picked = choice.pick(all);
+        if picked.is_empty() {
+            return Err(Failure::Adapter(format!("no adapter matches {choice:?}: `gqa info` lists those of this machine")));
+        }
+        let open = |adapter| Gpu::open(adapter).map_err(|e| Failure::Adapter(e.to_string()));
+        picked.iter().map(open).collect()
+    }
+
+    /// Opens the chosen adapters, or all of them where none is chosen.
+    pub(crate) fn open_or_all(&self) -> Result<Vec<Gpu>, Failure> {
+        match self.adapter {
+            None if std::env::var_os("WGPU_ADAPTER_NAME").is_none() => Self { adapter: Some(AdapterChoice::All) }.open(),
+            _ => self.open(),
+        }
+    }
+
+    /// Opens the one adapter that is chosen.
+    pub(crate) fn open_one(&self) -> Result<Gpu, Failure> {
+        let mut gpus = self.open()?;
+        match (gpus.pop(), gpus.is_empty()) {
+            (Some(gpu), true) => Ok(gpu),
+            _ => Err(Failure::Usage("this command takes one adapter: name it by --adapter".to_owned())),
+        }
+    }
+}
+
+/// What to do where there is no adapter at all.
+fn no_adapter() -> &'static str {
+    if cfg!(target_os = "linux") {
+        "no adapter found. In a checkout, `cargo xtask setup` unpacks a software driver without root. Or install a driver:\n  \
+         Debian, Ubuntu: apt install mesa-vulkan-drivers\n  Fedora: dnf install mesa-vulkan-drivers\n  \
+         Arch: pacman -S vulkan-swrast (software), or the vulkan package of your GPU"
+    } else if cfg!(windows) {
+        "no adapter found: install the driver of your GPU; Windows 10 and later bring WARP, a software adapter for DX12"
+    } else {
+        "no adapter found: macOS 10.13 and later have Metal on every supported Mac"
+    }
+}
