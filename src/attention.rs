@@ -67,7 +67,9 @@ impl Attention {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
         };
@@ -232,7 +234,11 @@ impl Attention {
         bindings: &Bindings,
     ) -> Result<(), Error> {
         if bindings.stamp != step.stamp {
-            return Err(Error::field("bindings", "made for another step", "call Attention::bind with this step"));
+            return Err(Error::field(
+                "bindings",
+                "made for another step",
+                "call Attention::bind with this step",
+            ));
         }
         let launches = [
             (&self.prefill, &bindings.prefill, &step.prefill),
@@ -262,13 +268,22 @@ impl Attention {
         elements: u64,
         dtype: Dtype,
     ) -> Result<wgpu::BindingResource<'a>, Error> {
-        let fail = |problem, needed: String, found: String| Err(Error::Buffer { name, problem, needed, found });
+        let fail =
+            |problem, needed: String, found: String| Err(Error::Buffer { name, problem, needed, found });
         if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return fail("it cannot be bound", "BufferUsages::STORAGE".to_owned(), format!("{:?}", view.buffer.usage()));
+            return fail(
+                "it cannot be bound",
+                "BufferUsages::STORAGE".to_owned(),
+                format!("{:?}", view.buffer.usage()),
+            );
         }
         let alignment = u64::from(self.caps.offset_alignment);
         if view.offset % alignment != 0 {
-            return fail("its offset is misaligned", format!("a multiple of {alignment}"), view.offset.to_string());
+            return fail(
+                "its offset is misaligned",
+                format!("a multiple of {alignment}"),
+                view.offset.to_string(),
+            );
         }
         let room = view.buffer.size().saturating_sub(view.offset);
         let room = view.size.map_or(room, |size| size.get().min(room));
@@ -279,10 +294,18 @@ impl Attention {
         }
         if needed > self.caps.binding_size {
             let found = format!("{needed} bytes");
-            return fail("it exceeds one storage binding", format!("at most {} bytes", self.caps.binding_size), found);
+            return fail(
+                "it exceeds one storage binding",
+                format!("at most {} bytes", self.caps.binding_size),
+                found,
+            );
         }
         let size = std::num::NonZeroU64::new(needed);
-        Ok(wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: view.buffer, offset: view.offset, size }))
+        Ok(wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: view.buffer,
+            offset: view.offset,
+            size,
+        }))
     }
 }
 

@@ -96,7 +96,9 @@ impl Batch<'_> {
                 return Err(Error::RepeatedSequence { sequence: index });
             }
             if s.new_len > kv_len {
-                let needed = format!("sequence {index} has {kv_len} tokens in the cache: call `KvCache::extend` first");
+                let needed = format!(
+                    "sequence {index} has {kv_len} tokens in the cache: call `KvCache::extend` first"
+                );
                 return Err(Error::field("sequence.new_len", s.new_len, needed));
             }
             let count = |field, n: u64| match n < MAX_COUNT {
@@ -161,7 +163,8 @@ impl Resolved {
 
 /// That no two sequences write the same output token.
 fn check_apart(sequences: &[StepSequence]) -> Result<(), Error> {
-    let mut spans: Vec<_> = sequences.iter().filter(|s| s.q_len > 0).map(|s| (s.token, s.token + s.q_len)).collect();
+    let mut spans: Vec<_> =
+        sequences.iter().filter(|s| s.q_len > 0).map(|s| (s.token, s.token + s.q_len)).collect();
     spans.sort_unstable();
     match spans.windows(2).find(|pair| pair[1].0 < pair[0].1) {
         Some(pair) => {

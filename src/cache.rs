@@ -88,13 +88,20 @@ impl KvCache {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(&format!("gqa.cache.{name}{layer}")),
                 size,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
         };
-        let layers =
-            (0..shape.layers).map(|i| Layer { k: buffer("k", i, k_size), v: buffer("v", i, v_size) }).collect();
-        Ok(Self { entry: Entry::of(spec), table: SequenceTable::new(shape.sequences, shape.capacity), layers })
+        let layers = (0..shape.layers)
+            .map(|i| Layer { k: buffer("k", i, k_size), v: buffer("v", i, v_size) })
+            .collect();
+        Ok(Self {
+            entry: Entry::of(spec),
+            table: SequenceTable::new(shape.sequences, shape.capacity),
+            layers,
+        })
     }
 
     /// Opens an empty sequence.

@@ -10,10 +10,14 @@ impl Caps {
     pub fn of(device: &wgpu::Device) -> Self {
         let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
         let f16 = features.contains(wgpu::Features::SHADER_F16);
-        let subgroup = features.contains(wgpu::Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size));
+        let subgroup = features
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some((info.subgroup_min_size, info.subgroup_max_size));
         Self {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
-            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+            invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
             workgroups: limits.max_compute_workgroups_per_dimension,
             binding_size: limits.max_storage_buffer_binding_size,
             buffer_size: limits.max_buffer_size,

@@ -101,7 +101,12 @@ impl SequenceTable {
             let used = self.entry(id)?.len;
             let needed = u64::from(used) + u64::from(tokens);
             if needed > u64::from(self.capacity) {
-                return Err(Error::SequenceFull { sequence: id.index, needed, used, capacity: self.capacity });
+                return Err(Error::SequenceFull {
+                    sequence: id.index,
+                    needed,
+                    used,
+                    capacity: self.capacity,
+                });
             }
             if growth[..i].iter().any(|(other, _)| *other == id) {
                 return Err(Error::RepeatedSequence { sequence: id.index });
@@ -120,7 +125,11 @@ impl SequenceTable {
     pub(crate) fn truncate(&mut self, id: SequenceId, len: u32) -> Result<(), Error> {
         let entry = self.entry_mut(id)?;
         if len > entry.len {
-            return Err(Error::field("len", len, format!("the sequence has {} tokens; truncate only shortens", entry.len)));
+            return Err(Error::field(
+                "len",
+                len,
+                format!("the sequence has {} tokens; truncate only shortens", entry.len),
+            ));
         }
         entry.len = len;
         Ok(())

@@ -21,7 +21,8 @@ fn bindings(variant: &Variant) -> Vec<(u32, bool)> {
         Kernel::Append => vec![(0, false), (1, false), (2, false), (3, true), (4, true)],
         Kernel::Combine => vec![(0, false), (4, true), (5, true), (6, true)],
         _ => {
-            let mut all = vec![(0, false), (1, false), (2, false), (3, false), (4, true), (5, true), (6, true)];
+            let mut all =
+                vec![(0, false), (1, false), (2, false), (3, false), (4, true), (5, true), (6, true)];
             if variant.counted {
                 all.push((7, true));
             }
@@ -63,8 +64,10 @@ impl Pipeline {
                 count: None,
             })
             .collect();
-        let layout = device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(&label),
+            entries: &entries,
+        });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
             bind_group_layouts: &[Some(&layout)],
@@ -84,7 +87,9 @@ impl Pipeline {
         });
         match refusal(scope, &linked) {
             Some(message) => Err(Error::Shader { kernel: variant.kernel.name(), message }),
-            None => Ok(Self { label, bindings: bindings.into_iter().map(|b| b.0).collect(), layout, pipeline }),
+            None => {
+                Ok(Self { label, bindings: bindings.into_iter().map(|b| b.0).collect(), layout, pipeline })
+            }
         }
     }
 }

@@ -37,8 +37,14 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 6] =
-        [Self::Prefill, Self::Decode, Self::PrefillSubgroup, Self::DecodeSubgroup, Self::Combine, Self::Append];
+    pub const ALL: [Self; 6] = [
+        Self::Prefill,
+        Self::Decode,
+        Self::PrefillSubgroup,
+        Self::DecodeSubgroup,
+        Self::Combine,
+        Self::Append,
+    ];
 
     /// Its name: that of its file, and of its label behind `gqa.`.
     pub const fn name(self) -> &'static str {
@@ -279,7 +285,9 @@ impl Variant {
         match self.kernel {
             Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
             Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
-            Kernel::PrefillSubgroup if self.tile.threads == 4 => parts.push(source!("parts/broadcast_4.wgsl")),
+            Kernel::PrefillSubgroup if self.tile.threads == 4 => {
+                parts.push(source!("parts/broadcast_4.wgsl"))
+            }
             Kernel::PrefillSubgroup => parts.push(source!("parts/broadcast_8.wgsl")),
             _ => {}
         }

@@ -154,7 +154,9 @@ impl AttentionSpec {
 
     /// Bytes that one token takes in one layer of the cache, without padding.
     pub fn kv_bytes_per_token(&self) -> u64 {
-        u64::from(self.kv_heads) * u64::from(self.head_dim + self.v_head_dim) * u64::from(self.kv_dtype.bytes())
+        u64::from(self.kv_heads)
+            * u64::from(self.head_dim + self.v_head_dim)
+            * u64::from(self.kv_dtype.bytes())
     }
 }
 
@@ -212,7 +214,11 @@ impl SpecBuilder {
             return Err(Error::field("kv_heads", spec.kv_heads, needed));
         }
         if spec.q_dtype == Dtype::Bf16 {
-            return Err(Error::field("q_dtype", spec.q_dtype, "queries and outputs are stored as f32 or f16"));
+            return Err(Error::field(
+                "q_dtype",
+                spec.q_dtype,
+                "queries and outputs are stored as f32 or f16",
+            ));
         }
         if !spec.scale.is_finite() {
             return Err(Error::field("scale", spec.scale, "it must be finite"));

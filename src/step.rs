@@ -110,7 +110,14 @@ impl Step {
     }
 
     /// Fills every work list, reusing buffers that are large enough.
-    pub(crate) fn fill(&mut self, upload: &Upload<'_>, plan: &Plan, batch: &Batch<'_>, resolved: &Resolved, slots: u32) {
+    pub(crate) fn fill(
+        &mut self,
+        upload: &Upload<'_>,
+        plan: &Plan,
+        batch: &Batch<'_>,
+        resolved: &Resolved,
+        slots: u32,
+    ) {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         self.stamp = NEXT.fetch_add(1, Ordering::Relaxed);
         let spec = plan.spec();

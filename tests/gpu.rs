@@ -11,24 +11,50 @@ fn random_problems() {
         let gpu = Gpu::open(&adapter).unwrap();
         eprintln!("{}\n{}", gpu.name(), gpu.caps);
         for family in [gqa::Family::Portable, gqa::Family::Auto] {
-        for seed in lo..hi {
-            let problem = verify::random_problem(seed);
-            let setup = Setup { options: gqa::Options{family, ..Default::default()}, slack: 3 };
-            let t = std::time::Instant::now();
-            let a = gqa::Attention::new(&gpu.device, problem.spec.clone(), setup.options.clone()).unwrap();
-            let tc = t.elapsed();
-            drop(a);
-            let output = match verify::run(&gpu, &problem, &setup) { Ok(o) => o, Err(e) => { eprintln!("{seed} {e}"); continue } };
-            eprintln!("{seed} {family:?} compile {tc:?} all {:?} {}/{} {} {}", t.elapsed(), problem.spec.q_heads(), problem.spec.kv_heads(), problem.spec.head_dim(), problem.spec.v_head_dim());
-            for (i, answer) in problem.answers().iter().enumerate() {
-                let m = verify::compare(&output.out[i], &answer.out, Tolerance::of_output(&problem.spec, 6.0));
-                if !m.passes() {
-                eprintln!("{family:?} seed {seed} {:?} q {} kv {} {:?}: {m}", problem.spec, problem.sequences[i].q_len, problem.sequences[i].kv_len, problem.sequences[i].q_start); }
-                let m = verify::compare(&output.lse[i], &answer.lse, Tolerance::of_lse());
-                if !m.passes() {
-                eprintln!("{family:?} seed {seed} lse {:?}: {m}", problem.spec);}
+            for seed in lo..hi {
+                let problem = verify::random_problem(seed);
+                let setup = Setup { options: gqa::Options { family, ..Default::default() }, slack: 3 };
+                let t = std::time::Instant::now();
+                let a =
+                    gqa::Attention::new(&gpu.device, problem.spec.clone(), setup.options.clone()).unwrap();
+                let tc = t.elapsed();
+                drop(a);
+                let output = match verify::run(&gpu, &problem, &setup) {
+                    Ok(o) => o,
+                    Err(e) => {
+                        eprintln!("{seed} {e}");
+                        continue;
+                    }
+                };
+                eprintln!(
+                    "{seed} {family:?} compile {tc:?} all {:?} {}/{} {} {}",
+                    t.elapsed(),
+                    problem.spec.q_heads(),
+                    problem.spec.kv_heads(),
+                    problem.spec.head_dim(),
+                    problem.spec.v_head_dim()
+                );
+                for (i, answer) in problem.answers().iter().enumerate() {
+                    let m = verify::compare(
+                        &output.out[i],
+                        &answer.out,
+                        Tolerance::of_output(&problem.spec, 6.0),
+                    );
+                    if !m.passes() {
+                        eprintln!(
+                            "{family:?} seed {seed} {:?} q {} kv {} {:?}: {m}",
+                            problem.spec,
+                            problem.sequences[i].q_len,
+                            problem.sequences[i].kv_len,
+                            problem.sequences[i].q_start
+                        );
+                    }
+                    let m = verify::compare(&output.lse[i], &answer.lse, Tolerance::of_lse());
+                    if !m.passes() {
+                        eprintln!("{family:?} seed {seed} lse {:?}: {m}", problem.spec);
+                    }
+                }
             }
-        }
         }
     }
 }

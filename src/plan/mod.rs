@@ -75,7 +75,11 @@ impl Plan {
                     Some((min, max)) => format!("Subgroup on an adapter with subgroups of {min} to {max}"),
                     None => "Subgroup on an adapter without subgroups".to_owned(),
                 };
-                return Err(Error::field("options.family", found, "it needs subgroups of exactly 4 or exactly 8 lanes"));
+                return Err(Error::field(
+                    "options.family",
+                    found,
+                    "it needs subgroups of exactly 4 or exactly 8 lanes",
+                ));
             }
         };
         let mut reasons = Vec::new();
@@ -91,8 +95,10 @@ impl Plan {
         let shuffle = caps.subgroup.is_some_and(|(min, _)| min % 8 == 0);
         if decode.0 == Kernel::Decode {
             reasons.push(match shuffle {
-                true => "dot products are added up by subgroup shuffles: subgroups are multiples of 8 lanes".to_owned(),
-                false => "dot products are added up in workgroup memory: no subgroups of 8 lanes or more".to_owned(),
+                true => "dot products are added up by subgroup shuffles: subgroups are multiples of 8 lanes"
+                    .to_owned(),
+                false => "dot products are added up in workgroup memory: no subgroups of 8 lanes or more"
+                    .to_owned(),
             });
         }
         let fill = caps.fill();
@@ -194,17 +200,26 @@ type Choice = (Kernel, Tile);
 fn subgroup_tiles(spec: &AttentionSpec, lanes: u32, reasons: &mut Vec<String>) -> (Choice, Choice) {
     let widest = spec.head_dim().max(spec.v_head_dim());
     let each = if widest <= 128 { 2 } else { 1 };
-    reasons.push(format!("a workgroup is one subgroup of {lanes}: on a software adapter barriers cost more than they share"));
-    reasons.push(format!("prefill: {each} rows a lane, because queries and outputs of {widest} elements must stay close"));
+    reasons.push(format!(
+        "a workgroup is one subgroup of {lanes}: on a software adapter barriers cost more than they share"
+    ));
+    reasons.push(format!(
+        "prefill: {each} rows a lane, because queries and outputs of {widest} elements must stay close"
+    ));
     let rows_across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: 1, threads: lanes });
     let prefill = rows_across(each);
     let group = spec.group();
     if group <= DECODE_SUBGROUP_ROWS {
-        reasons.push(format!("decode: the {group} rows of a group fit the registers, elements lie across lanes"));
+        reasons.push(format!(
+            "decode: the {group} rows of a group fit the registers, elements lie across lanes"
+        ));
         return (prefill, (Kernel::DecodeSubgroup, Tile { rows: group, keys: 1, threads: lanes }));
     }
     let decode = rows_across(even_tiles(group, 16).div_ceil(lanes));
-    reasons.push(format!("decode: {group} rows of a group fill the lanes, rows lie across them {} at a time", decode.1.rows));
+    reasons.push(format!(
+        "decode: {group} rows of a group fill the lanes, rows lie across them {} at a time",
+        decode.1.rows
+    ));
     (prefill, decode)
 }
 

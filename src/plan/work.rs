@@ -66,7 +66,9 @@ impl WorkLists {
                 lists.attend(plan, sequence, chunk);
             }
             // States must fit one binding; with whole rows there are none.
-            if lists.state_rows * plan.state_row_bytes() > plan.binding_size || lists.state_rows >= u64::from(WHOLE) {
+            if lists.state_rows * plan.state_row_bytes() > plan.binding_size
+                || lists.state_rows >= u64::from(WHOLE)
+            {
                 chunk = chunk.saturating_mul(2);
                 continue;
             }
@@ -110,7 +112,13 @@ impl WorkLists {
             }
             let tile_states = u64::from(spec.kv_heads()) * u64::from(row_end - row_begin);
             let state = self.state_rows;
-            self.combine.push(CombineItem { token: sequence.token, row_begin, row_end, state: state as u32, chunks });
+            self.combine.push(CombineItem {
+                token: sequence.token,
+                row_begin,
+                row_end,
+                state: state as u32,
+                chunks,
+            });
             self.combine_rows = self.combine_rows.max(row_end - row_begin);
             // Chunks of equal length, so that none is a short remainder.
             let even = keys.div_ceil(chunks);
@@ -172,7 +180,8 @@ impl Traffic {
             let keys = if s.q_len == 0 { 0 } else { end(s.q_len - 1) };
             let q_elements = u64::from(s.q_len) * u64::from(spec.q_heads()) * dims;
             traffic.flops += 2 * pairs * dims;
-            traffic.bytes += keys * spec.kv_bytes_per_token() + q_elements * u64::from(spec.q_dtype().bytes());
+            traffic.bytes +=
+                keys * spec.kv_bytes_per_token() + q_elements * u64::from(spec.q_dtype().bytes());
         }
         traffic
     }

@@ -11,9 +11,13 @@ pub fn adapters() -> Vec<wgpu::Adapter> {
     });
     let usable = |adapter: &wgpu::Adapter| {
         let limits = adapter.limits();
-        limits.max_storage_buffers_per_shader_stage >= 8 && limits.max_compute_invocations_per_workgroup >= 128
+        limits.max_storage_buffers_per_shader_stage >= 8
+            && limits.max_compute_invocations_per_workgroup >= 128
     };
-    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all())).into_iter().filter(usable).collect()
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+        .into_iter()
+        .filter(usable)
+        .collect()
 }
 
 /// Which adapters a command is about.
@@ -72,7 +76,8 @@ fn rank(info: &wgpu::AdapterInfo) -> u32 {
         wgpu::DeviceType::Cpu => 4,
     };
     // Among equals the modern interface, and of software adapters the wider vectors.
-    2 * (2 * kind + u32::from(info.backend == wgpu::Backend::Gl)) + u32::from(info.name.contains("SwiftShader"))
+    2 * (2 * kind + u32::from(info.backend == wgpu::Backend::Gl))
+        + u32::from(info.name.contains("SwiftShader"))
 }
 
 fn describe(info: &wgpu::AdapterInfo) -> String {
@@ -150,7 +155,10 @@ impl Gpu {
     /// When the device is lost.
     pub fn finish(&self, encoder: wgpu::CommandEncoder) -> Result<(), String> {
         self.queue.submit([encoder.finish()]);
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map(drop).map_err(|e| format!("the device is lost: {e}"))
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map(drop)
+            .map_err(|e| format!("the device is lost: {e}"))
     }
 
     /// Waits for the contents of `buffer`.

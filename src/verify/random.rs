@@ -49,7 +49,8 @@ fn random_sequence(rng: &mut Rng, spec: &AttentionSpec) -> ProblemSequence {
         1 => Some(0),
         _ => None,
     };
-    let mut data = |count: u32, dtype: Dtype| -> Vec<f32> { (0..count).map(|_| dtype.round(normal(rng))).collect() };
+    let mut data =
+        |count: u32, dtype: Dtype| -> Vec<f32> { (0..count).map(|_| dtype.round(normal(rng))).collect() };
     let dtype = spec.q_dtype();
     let q = data(q_len * spec.q_heads() * spec.head_dim(), dtype);
     let k = data(kv_len * spec.kv_heads() * spec.head_dim(), dtype);

@@ -42,8 +42,11 @@ pub fn run(gpu: &Gpu, problem: &Problem, setup: &Setup) -> Result<Output, String
 fn run_with(gpu: &Gpu, attention: &Attention, problem: &Problem, slack: u32) -> Result<Output, String> {
     let spec = &problem.spec;
     let longest = problem.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
-    let shape =
-        CacheShape { layers: 2, sequences: problem.sequences.len().max(1) as u32, capacity: (longest + slack).max(1) };
+    let shape = CacheShape {
+        layers: 2,
+        sequences: problem.sequences.len().max(1) as u32,
+        capacity: (longest + slack).max(1),
+    };
     let mut cache = KvCache::new(&gpu.device, spec, shape).map_err(text)?;
     let layer = 1;
     for buffer in cache.layers().iter().flat_map(|layer| [&layer.k, &layer.v]) {

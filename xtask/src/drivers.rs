@@ -45,28 +45,15 @@ struct Release {
 impl Release {
     fn read() -> Self {
         let read = |path| fs::read_to_string(path).ok();
-        Self::parse(
-            &read("/etc/os-release")
-                .or_else(|| read("/usr/lib/os-release"))
-                .unwrap_or_default(),
-        )
+        Self::parse(&read("/etc/os-release").or_else(|| read("/usr/lib/os-release")).unwrap_or_default())
     }
 
     fn parse(text: &str) -> Self {
         let value = |key: &str| {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            line.unwrap_or_default()
-                .trim()
-                .trim_matches(['"', '\''])
-                .to_string()
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_default().trim().trim_matches(['"', '\'']).to_string()
         };
-        Self {
-            id: value("ID"),
-            like: value("ID_LIKE"),
-            codename: value("VERSION_CODENAME"),
-        }
+        Self { id: value("ID"), like: value("ID_LIKE"), codename: value("VERSION_CODENAME") }
     }
 
     fn family(&self) -> Family {
@@ -100,19 +87,12 @@ pub(crate) fn unpack(folder: &Path) -> Result<String, String> {
         Family::Apt => apt::fetch(folder, &release),
         Family::Dnf => dnf::fetch(folder),
         Family::Pacman => pacman::fetch(folder),
-        Family::Zypper | Family::Other => {
-            Err("xtask cannot unpack this distribution's packages".to_string())
-        }
+        Family::Zypper | Family::Other => Err("xtask cannot unpack this distribution's packages".to_string()),
     };
     let result = fetch.and_then(|packages| extract(folder, &packages));
     // Package lists and archives have served their purpose, whatever came of it.
     let _ = fs::remove_dir_all(folder.join(WORK));
-    result.map_err(|e| {
-        format!(
-            "{e}\nTo install them for all users instead:\n  {}",
-            system_command()
-        )
-    })
+    result.map_err(|e| format!("{e}\nTo install them for all users instead:\n  {}", system_command()))
 }
 
 /// The tools' private folder inside the driver folder.
@@ -131,11 +111,7 @@ fn extract(folder: &Path, archives: &[PathBuf]) -> Result<String, String> {
     fs::create_dir_all(&root).map_err(|e| format!("cannot create {}: {e}", root.display()))?;
     let mut list = String::new();
     for archive in archives {
-        let name = archive
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if is_system(&name) {
             println!("  leaving out {name}: the machine's own stays in use");
             continue;
@@ -144,11 +120,7 @@ fn extract(folder: &Path, archives: &[PathBuf]) -> Result<String, String> {
         list += &name;
         list.push('\n');
     }
-    println!(
-        "Unpacked {} packages into {}",
-        list.lines().count(),
-        root.display()
-    );
+    println!("Unpacked {} packages into {}", list.lines().count(), root.display());
     Ok(list)
 }
 
@@ -162,7 +134,8 @@ fn extractor(archive: &Path, root: &Path) -> Command {
     } else if kind == "rpm" {
         // A pipe needs a shell; the paths travel as its arguments.
         command = Command::new("sh");
-        let script = r#"cd "$2" && rpm2cpio "$1" | cpio --extract --make-directories --unconditional --quiet"#;
+        let script =
+            r#"cd "$2" && rpm2cpio "$1" | cpio --extract --make-directories --unconditional --quiet"#;
         command.args(["-c", script, "sh"]).arg(archive).arg(root);
     } else {
         command = Command::new("bsdtar");
@@ -182,16 +155,11 @@ fn is_system(file: &str) -> bool {
 
 /// The archives in a folder, in order.
 fn archives(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let entries =
-        fs::read_dir(folder).map_err(|e| format!("cannot read {}: {e}", folder.display()))?;
+    let entries = fs::read_dir(folder).map_err(|e| format!("cannot read {}: {e}", folder.display()))?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.is_file() && path.extension().is_some_and(|e| e != "sig"));
     paths.sort();
-    if paths.is_empty() {
-        Err("nothing was downloaded".into())
-    } else {
-        Ok(paths)
-    }
+    if paths.is_empty() { Err("nothing was downloaded".into()) } else { Ok(paths) }
 }
 
 #[cfg(test)]
@@ -202,10 +170,7 @@ mod tests {
     fn release_is_parsed() {
         let debian = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n";
         let release = Release::parse(debian);
-        assert_eq!(
-            (release.id.as_str(), release.codename.as_str()),
-            ("debian", "bookworm")
-        );
+        assert_eq!((release.id.as_str(), release.codename.as_str()), ("debian", "bookworm"));
         assert_eq!(release.family(), Family::Apt);
     }
 
@@ -213,35 +178,23 @@ mod tests {
     fn families_follow_what_a_release_is_like() {
         let family = |text| Release::parse(text).family();
         assert_eq!(family("ID=pop\nID_LIKE=\"ubuntu debian\""), Family::Apt);
-        assert_eq!(
-            family("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\""),
-            Family::Dnf
-        );
+        assert_eq!(family("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\""), Family::Dnf);
         assert_eq!(family("ID=manjaro\nID_LIKE=arch"), Family::Pacman);
-        assert_eq!(
-            family("ID=opensuse-leap\nID_LIKE=\"suse opensuse\""),
-            Family::Zypper
-        );
+        assert_eq!(family("ID=opensuse-leap\nID_LIKE=\"suse opensuse\""), Family::Zypper);
         assert_eq!(family("ID=nixos"), Family::Other);
         assert_eq!(family(""), Family::Other);
     }
 
     #[test]
     fn only_whole_names_are_the_systems() {
-        for file in [
-            "libc6_2.36_amd64.deb",
-            "gcc-12-base_12.2.deb",
-            "glibc-2.40-1.rpm",
-            "libstdc++6_12_amd64.deb",
-        ] {
+        for file in
+            ["libc6_2.36_amd64.deb", "gcc-12-base_12.2.deb", "glibc-2.40-1.rpm", "libstdc++6_12_amd64.deb"]
+        {
             assert!(is_system(file), "{file}");
         }
-        for file in [
-            "libgccjit0_12_amd64.deb",
-            "libdrm2_2.4_amd64.deb",
-            "mesa-libEGL-25.rpm",
-            "libc++1_14_amd64.deb",
-        ] {
+        for file in
+            ["libgccjit0_12_amd64.deb", "libdrm2_2.4_amd64.deb", "mesa-libEGL-25.rpm", "libc++1_14_amd64.deb"]
+        {
             assert!(!is_system(file), "{file}");
         }
     }

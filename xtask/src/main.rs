@@ -67,10 +67,7 @@ fn dispatch(arguments: &[String]) -> Result<u8, String> {
         None => ("help", arguments),
     };
     // `bench --help` is for gqa to answer.
-    let asks_for_help = rest
-        .iter()
-        .take_while(|a| *a != "--")
-        .any(|a| a == "--help" || a == "-h");
+    let asks_for_help = rest.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h");
     match command {
         "bench" => setup::bench(rest),
         "help" | "--help" | "-h" => help(),
@@ -85,9 +82,7 @@ fn dispatch(arguments: &[String]) -> Result<u8, String> {
             flag("", rest)?;
             environment::print()
         }
-        other => Err(format!(
-            "there is no command `{other}`; see `cargo xtask help`"
-        )),
+        other => Err(format!("there is no command `{other}`; see `cargo xtask help`")),
     }
 }
 
@@ -99,9 +94,7 @@ fn help() -> Result<u8, String> {
 /// Whether the only flag allowed is there; anything else is a mistake worth stopping at.
 fn flag(name: &str, arguments: &[String]) -> Result<bool, String> {
     match arguments.iter().find(|a| *a != name) {
-        Some(other) => Err(format!(
-            "`{other}` is not understood; see `cargo xtask help`"
-        )),
+        Some(other) => Err(format!("`{other}` is not understood; see `cargo xtask help`")),
         None => Ok(!arguments.is_empty()),
     }
 }

@@ -8,14 +8,11 @@ use crate::files::{manifests, name, store};
 /// Copies manifests, with absolute paths in place of names.
 pub(crate) fn rewrite(from: &Path, to: &Path, libraries: &[PathBuf]) -> Result<(), String> {
     for manifest in manifests(from) {
-        let text = fs::read_to_string(&manifest)
-            .map_err(|e| format!("cannot read {}: {e}", manifest.display()))?;
+        let text =
+            fs::read_to_string(&manifest).map_err(|e| format!("cannot read {}: {e}", manifest.display()))?;
         let found = library(&text).and_then(|library| {
             let library = Path::new(library).file_name()?;
-            libraries
-                .iter()
-                .map(|folder| folder.join(library))
-                .find(|path| path.exists())
+            libraries.iter().map(|folder| folder.join(library)).find(|path| path.exists())
         });
         if let Some(text) = found.and_then(|path| with_library(&text, &path.to_string_lossy())) {
             store(&to.join(name(&manifest)), &text)?;
@@ -42,12 +39,7 @@ fn library(text: &str) -> Option<&str> {
 /// The same manifest naming another library; none if it names no library at all.
 fn with_library(text: &str, path: &str) -> Option<String> {
     let range = library_range(text)?;
-    Some(format!(
-        "{}{}{}",
-        &text[..range.start],
-        escape(path),
-        &text[range.end..]
-    ))
+    Some(format!("{}{}{}", &text[..range.start], escape(path), &text[range.end..]))
 }
 
 /// A Vulkan manifest for a driver that comes without one.
@@ -78,10 +70,7 @@ mod tests {
     #[test]
     fn replaces_only_the_library() {
         let changed = with_library(LAVAPIPE, "/x y/libvulkan_lvp.so").unwrap();
-        assert_eq!(
-            changed,
-            LAVAPIPE.replace("libvulkan_lvp.so", "/x y/libvulkan_lvp.so")
-        );
+        assert_eq!(changed, LAVAPIPE.replace("libvulkan_lvp.so", "/x y/libvulkan_lvp.so"));
         assert_eq!(library(&changed), Some("/x y/libvulkan_lvp.so"));
     }
 

@@ -5,55 +5,35 @@ use std::process::{Command, Stdio};
 /// The cargo that started xtask.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .args(arguments)
-        .env("GQA_DRIVERS", crate::environment::folder());
+    command.args(arguments).env("GQA_DRIVERS", crate::environment::folder());
     command
 }
 
 /// Runs the child with our terminal and returns its exit code; a signal counts as 1.
 pub(crate) fn run(command: &mut Command) -> Result<u8, String> {
     let status = command.status().map_err(|e| cannot_start(command, &e))?;
-    Ok(status
-        .code()
-        .map_or(1, |code| u8::try_from(code).unwrap_or(1)))
+    Ok(status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1)))
 }
 
 /// Runs the child silently and returns its standard output; its last lines of error make the message.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| cannot_start(command, &e))?;
+    let output = command.stdin(Stdio::null()).output().map_err(|e| cannot_start(command, &e))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    let lines: Vec<&str> = errors
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let lines: Vec<&str> = errors.lines().filter(|line| !line.trim().is_empty()).collect();
     let tail = lines[lines.len().saturating_sub(6)..].join("\n  ");
-    Err(format!(
-        "`{}` failed:\n  {tail}",
-        command.get_program().to_string_lossy()
-    ))
+    Err(format!("`{}` failed:\n  {tail}", command.get_program().to_string_lossy()))
 }
 
 /// Whether a program answers at all.
 pub(crate) fn exists(program: &str) -> bool {
     let mut command = Command::new(program);
-    command
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok()
 }
 
 fn cannot_start(command: &Command, error: &std::io::Error) -> String {
-    format!(
-        "cannot start `{}`: {error}",
-        command.get_program().to_string_lossy()
-    )
+    format!("cannot start `{}`: {error}", command.get_program().to_string_lossy())
 }

@@ -11,16 +11,8 @@ pub(crate) const NO_ADAPTER: u8 = 3;
 
 /// `gqa` in release mode, with the unpacked drivers where there are any.
 pub(crate) fn gqa(arguments: &[&str]) -> Command {
-    let mut command = process::cargo(&[
-        "run",
-        "--release",
-        "--quiet",
-        "--package",
-        "gqa",
-        "--bin",
-        "gqa",
-        "--",
-    ]);
+    let mut command =
+        process::cargo(&["run", "--release", "--quiet", "--package", "gqa", "--bin", "gqa", "--"]);
     command.args(arguments);
     command
 }
@@ -34,9 +26,7 @@ pub(crate) fn setup(redo: bool) -> Result<u8, String> {
 
 /// `cargo xtask bench`: the machine's own adapter if it has one, else a software one.
 pub(crate) fn bench(arguments: &[String]) -> Result<u8, String> {
-    let arguments: Vec<&str> = std::iter::once("bench")
-        .chain(arguments.iter().map(String::as_str))
-        .collect();
+    let arguments: Vec<&str> = std::iter::once("bench").chain(arguments.iter().map(String::as_str)).collect();
     let mut command = gqa(&arguments);
     if own_adapter()? {
         command.env(environment::OFF, "1");
@@ -53,9 +43,7 @@ fn own_adapter() -> Result<bool, String> {
     }
     println!("Looking for an adapter (`gqa info`; the first build takes minutes)");
     let mut info = gqa(&["info"]);
-    info.env(environment::OFF, "1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    info.env(environment::OFF, "1").stdout(Stdio::null()).stderr(Stdio::null());
     Ok(process::run(&mut info)? == 0)
 }
 
@@ -73,8 +61,7 @@ fn unpack(redo: bool) -> Result<(), String> {
     let folder = environment::folder();
     if folder.to_string_lossy().contains(':') {
         return Err(
-            "the folder's name has a colon, which lists of drivers cannot hold: set GQA_DRIVERS"
-                .into(),
+            "the folder's name has a colon, which lists of drivers cannot hold: set GQA_DRIVERS".into()
         );
     }
     let done = folder.join("packages.txt");
@@ -83,8 +70,7 @@ fn unpack(redo: bool) -> Result<(), String> {
         println!("Software drivers go to {}", folder.display());
         let packages = drivers::unpack(&folder)?;
         environment::write(&folder)?;
-        return fs::write(&done, packages)
-            .map_err(|e| format!("cannot write {}: {e}", done.display()));
+        return fs::write(&done, packages).map_err(|e| format!("cannot write {}: {e}", done.display()));
     }
     // Chromium or a GPU's driver may have come since.
     environment::write(&folder)
@@ -96,16 +82,11 @@ fn empty(folder: &Path) -> Result<(), String> {
     let failed = |e: std::io::Error| format!("cannot empty {}: {e}", folder.display());
     if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
         if !folder.join(TAG).exists() {
-            return Err(format!(
-                "{} holds other files: remove it, or set GQA_DRIVERS",
-                folder.display()
-            ));
+            return Err(format!("{} holds other files: remove it, or set GQA_DRIVERS", folder.display()));
         }
         fs::remove_dir_all(folder).map_err(failed)?;
     }
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::write(folder.join(TAG), ""))
-        .map_err(failed)
+    fs::create_dir_all(folder).and_then(|()| fs::write(folder.join(TAG), "")).map_err(failed)
 }
 
 fn report(code: u8) -> Result<u8, String> {

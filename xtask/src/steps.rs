@@ -25,16 +25,8 @@ pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
         println!("\n=== {}", step.name);
         let start = Instant::now();
         failed = process::run(&mut step.command)?;
-        let result = if failed == 0 {
-            "ok".to_string()
-        } else {
-            format!("FAILED ({failed})")
-        };
-        rows.push((
-            step.name,
-            result,
-            format!("{:.1}", start.elapsed().as_secs_f64()),
-        ));
+        let result = if failed == 0 { "ok".to_string() } else { format!("FAILED ({failed})") };
+        rows.push((step.name, result, format!("{:.1}", start.elapsed().as_secs_f64())));
         if step.name == ADAPTERS && failed == setup::NO_ADAPTER {
             eprintln!("{}", setup::no_adapter());
         }
@@ -46,40 +38,21 @@ pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
 const ADAPTERS: &str = "adapters";
 
 fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
-    let step = |name, words: &[&str]| Step {
-        name,
-        command: process::cargo(words),
-    };
+    let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
     let mut documentation = step("documentation", &["doc", "--no-deps", "--package", "gqa"]);
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
     let mut tests = step("tests", &["test", "--release", "--workspace"]);
     tests.command.args(arguments);
     let mut steps = vec![
         step("formatting", &["fmt", "--all", "--check"]),
-        step(
-            "clippy",
-            &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        ),
+        step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         documentation,
-        Step {
-            name: ADAPTERS,
-            command: setup::gqa(&["info"]),
-        },
+        Step { name: ADAPTERS, command: setup::gqa(&["info"]) },
         tests,
     ];
     if !quick {
         let command = setup::gqa(&["verify", "--adapter", "all", "--count", "200"]);
-        steps.push(Step {
-            name: "verify",
-            command,
-        });
+        steps.push(Step { name: "verify", command });
     }
     steps
 }
@@ -118,10 +91,7 @@ mod tests {
 
     #[test]
     fn table_is_aligned() {
-        let rows = [
-            ("clippy", "ok".into(), "12.5".into()),
-            ("tests", "not run".into(), String::new()),
-        ];
+        let rows = [("clippy", "ok".into(), "12.5".into()), ("tests", "not run".into(), String::new())];
         let wanted = "step           result         seconds\n\
                       clippy         ok                12.5\n\
                       tests          not run\n";

@@ -22,7 +22,9 @@ impl AdapterArgs {
         let choice = self.adapter.clone().unwrap_or_default();
         let picked = choice.pick(all);
         if picked.is_empty() {
-            return Err(Failure::Adapter(format!("no adapter matches {choice:?}: `gqa info` lists those of this machine")));
+            return Err(Failure::Adapter(format!(
+                "no adapter matches {choice:?}: `gqa info` lists those of this machine"
+            )));
         }
         let open = |adapter| Gpu::open(adapter).map_err(|e| Failure::Adapter(e.to_string()));
         picked.iter().map(open).collect()
@@ -31,7 +33,9 @@ impl AdapterArgs {
     /// Opens the chosen adapters, or all of them where none is chosen.
     pub(crate) fn open_or_all(&self) -> Result<Vec<Gpu>, Failure> {
         match self.adapter {
-            None if std::env::var_os("WGPU_ADAPTER_NAME").is_none() => Self { adapter: Some(AdapterChoice::All) }.open(),
+            None if std::env::var_os("WGPU_ADAPTER_NAME").is_none() => {
+                Self { adapter: Some(AdapterChoice::All) }.open()
+            }
             _ => self.open(),
         }
     }

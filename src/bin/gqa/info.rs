@@ -42,7 +42,11 @@ fn parse_heads(s: &str) -> Result<(u32, u32), String> {
 
 impl SpecArgs {
     /// The spec with these heads.
-    pub(crate) fn build(&self, (q_heads, kv_heads): (u32, u32), causal: bool) -> Result<AttentionSpec, Failure> {
+    pub(crate) fn build(
+        &self,
+        (q_heads, kv_heads): (u32, u32),
+        causal: bool,
+    ) -> Result<AttentionSpec, Failure> {
         AttentionSpec::builder(q_heads, kv_heads, self.dim)
             .v_head_dim(self.v_dim.unwrap_or(self.dim))
             .q_dtype(self.dtype)
@@ -63,7 +67,8 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
             println!("    {line}");
         }
         if let Some(spec) = &spec {
-            let plan = Plan::new(spec, &gpu.caps, &Options::default()).map_err(|e| Failure::Usage(e.to_string()))?;
+            let plan =
+                Plan::new(spec, &gpu.caps, &Options::default()).map_err(|e| Failure::Usage(e.to_string()))?;
             println!("  plan:");
             for line in plan.to_string().lines() {
                 println!("    {line}");

@@ -7,13 +7,8 @@ use std::process::Command;
 use super::{Release, work};
 use crate::process;
 
-const PACKAGES: [&str; 5] = [
-    "mesa-vulkan-drivers",
-    "libvulkan1",
-    "libegl1",
-    "libegl-mesa0",
-    "libgl1-mesa-dri",
-];
+const PACKAGES: [&str; 5] =
+    ["mesa-vulkan-drivers", "libvulkan1", "libegl1", "libegl-mesa0", "libgl1-mesa-dri"];
 const SOURCES: &str = "/etc/apt/sources.list";
 const SOURCE_PARTS: &str = "/etc/apt/sources.list.d";
 
@@ -21,17 +16,11 @@ const SOURCE_PARTS: &str = "/etc/apt/sources.list.d";
 pub(super) fn fetch(folder: &Path, release: &Release) -> Result<Vec<PathBuf>, String> {
     let apt = Apt::new(folder)?;
     if let Some(suite) = better_suite(release) {
-        fs::write(
-            apt.parts.join("gqa.list"),
-            backports(suite, &release.codename),
-        )
-        .map_err(|e| format!("cannot write apt's sources: {e}"))?;
+        fs::write(apt.parts.join("gqa.list"), backports(suite, &release.codename))
+            .map_err(|e| format!("cannot write apt's sources: {e}"))?;
         match apt.fetch(Some(suite)) {
             Ok(archives) => return Ok(archives),
-            Err(message) => println!(
-                "{suite} cannot be used, so on with {}: {message}",
-                release.codename
-            ),
+            Err(message) => println!("{suite} cannot be used, so on with {}: {message}", release.codename),
         }
         fs::remove_file(apt.parts.join("gqa.list"))
             .map_err(|e| format!("cannot change apt's sources: {e}"))?;
@@ -49,18 +38,11 @@ fn better_suite(release: &Release) -> Option<&'static str> {
 
 /// The line for another suite on the mirror that the machine uses already.
 fn backports(suite: &str, codename: &str) -> String {
-    let lists = sources()
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .collect::<Vec<_>>()
-        .join("\n\n");
+    let lists =
+        sources().iter().filter_map(|path| fs::read_to_string(path).ok()).collect::<Vec<_>>().join("\n\n");
     let mirror = mirror(&lists, codename).unwrap_or("http://deb.debian.org/debian");
     let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let signed = if Path::new(key).exists() {
-        format!("[signed-by={key}] ")
-    } else {
-        String::new()
-    };
+    let signed = if Path::new(key).exists() { format!("[signed-by={key}] ") } else { String::new() };
     format!("deb {signed}{mirror} {suite} main\n")
 }
 
@@ -78,9 +60,7 @@ fn mirror<'a>(lists: &'a str, suite: &str) -> Option<&'a str> {
     one_line.or_else(|| {
         lists.split("\n\n").find_map(|stanza| {
             let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
-            let serves = field("Suites:")?
-                .split_whitespace()
-                .any(|word| word == suite);
+            let serves = field("Suites:")?.split_whitespace().any(|word| word == suite);
             field("URIs:").filter(|_| serves)?.split_whitespace().next()
         })
     })
@@ -88,14 +68,8 @@ fn mirror<'a>(lists: &'a str, suite: &str) -> Option<&'a str> {
 
 /// The machine's own lists of sources.
 fn sources() -> Vec<PathBuf> {
-    let parts = fs::read_dir(SOURCE_PARTS)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    std::iter::once(PathBuf::from(SOURCES))
-        .chain(parts)
-        .collect()
+    let parts = fs::read_dir(SOURCE_PARTS).into_iter().flatten().flatten().map(|entry| entry.path());
+    std::iter::once(PathBuf::from(SOURCES)).chain(parts).collect()
 }
 
 /// apt with everything that it writes in a private folder.
@@ -107,11 +81,8 @@ struct Apt {
 
 impl Apt {
     fn new(folder: &Path) -> Result<Self, String> {
-        let (state, cache, parts) = (
-            work(folder, "state")?,
-            work(folder, "cache")?,
-            work(folder, "sources")?,
-        );
+        let (state, cache, parts) =
+            (work(folder, "state")?, work(folder, "cache")?, work(folder, "sources")?);
         for partial in ["state/lists/partial", "cache/archives/partial"] {
             work(folder, partial)?;
         }
@@ -124,11 +95,7 @@ impl Apt {
         let configuration = folder.join("work/apt.conf");
         fs::write(&configuration, options(&state, &cache, &parts))
             .map_err(|e| format!("cannot set apt up: {e}"))?;
-        Ok(Self {
-            configuration,
-            parts,
-            cache,
-        })
+        Ok(Self { configuration, parts, cache })
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -145,19 +112,13 @@ impl Apt {
     /// apt's installation of our packages, of the suite if one is named, up to the point where it would need root.
     fn install(&self, how: &str, suite: Option<&str>) -> Command {
         let mut command = self.command(&["install", "--yes", "--no-install-recommends", how]);
-        command
-            .args(suite.map(|suite| format!("--target-release={suite}")))
-            .args(PACKAGES);
+        command.args(suite.map(|suite| format!("--target-release={suite}"))).args(PACKAGES);
         command
     }
 
     fn fetch(&self, suite: Option<&str>) -> Result<Vec<PathBuf>, String> {
-        let more = suite
-            .map(|suite| format!(" and {suite}"))
-            .unwrap_or_default();
-        println!(
-            "Reading the package lists of the machine's own sources{more} (apt, in a private folder)"
-        );
+        let more = suite.map(|suite| format!(" and {suite}")).unwrap_or_default();
+        println!("Reading the package lists of the machine's own sources{more} (apt, in a private folder)");
         // Some third party's source may fail without harm: what counts is whether the packages are found.
         let update = process::output(&mut self.command(&["update"]));
         let list = process::output(&mut self.install("--print-uris", suite)).map_err(|e| {
@@ -182,10 +143,7 @@ impl Apt {
             println!("  {}", item.address);
         }
         process::output(&mut self.install("--download-only", suite))?;
-        Ok(items
-            .iter()
-            .map(|item| self.cache.join("archives").join(&item.file))
-            .collect())
+        Ok(items.iter().map(|item| self.cache.join("archives").join(&item.file)).collect())
     }
 }
 
@@ -219,11 +177,7 @@ fn items(text: &str) -> Vec<Item> {
         let (address, rest) = line.strip_prefix('\'')?.split_once("' ")?;
         let mut words = rest.split_whitespace();
         let file = words.next()?.to_string();
-        Some(Item {
-            address: address.to_string(),
-            file,
-            bytes: words.next()?.parse().ok()?,
-        })
+        Some(Item { address: address.to_string(), file, bytes: words.next()?.parse().ok()? })
     };
     text.lines().filter_map(item).collect()
 }
@@ -246,7 +200,8 @@ mod tests {
 
     #[test]
     fn mirror_of_either_format() {
-        let old = "# deb http://no/ bookworm main\ndeb [signed-by=/k arch=amd64] http://old/debian bookworm main\n";
+        let old =
+            "# deb http://no/ bookworm main\ndeb [signed-by=/k arch=amd64] http://old/debian bookworm main\n";
         assert_eq!(mirror(old, "bookworm"), Some("http://old/debian"));
         assert_eq!(mirror(old, "trixie"), None);
         let new = "Types: deb\nURIs: http://sec/\nSuites: bookworm-security\n\n\
@@ -262,9 +217,6 @@ mod tests {
             better_suite(&release("ID=debian\nVERSION_CODENAME=bookworm")),
             Some("bookworm-backports")
         );
-        assert_eq!(
-            better_suite(&release("ID=ubuntu\nVERSION_CODENAME=noble")),
-            None
-        );
+        assert_eq!(better_suite(&release("ID=ubuntu\nVERSION_CODENAME=noble")), None);
     }
 }

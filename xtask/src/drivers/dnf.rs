@@ -23,20 +23,9 @@ pub(super) fn fetch(folder: &Path) -> Result<Vec<PathBuf>, String> {
         }
     }
     let downloads = work(folder, "downloads")?;
-    println!(
-        "Fetching {} and what they need (dnf download, about 80 MB)",
-        PACKAGES.join(", ")
-    );
+    println!("Fetching {} and what they need (dnf download, about 80 MB)", PACKAGES.join(", "));
     let mut dnf = Command::new("dnf");
-    dnf.args([
-        "download",
-        "--assumeyes",
-        "--resolve",
-        "--arch",
-        std::env::consts::ARCH,
-        "--arch",
-        "noarch",
-    ]);
+    dnf.args(["download", "--assumeyes", "--resolve", "--arch", std::env::consts::ARCH, "--arch", "noarch"]);
     dnf.arg("--destdir").arg(&downloads).args(PACKAGES);
     process::output(&mut dnf)?;
     archives(&downloads)

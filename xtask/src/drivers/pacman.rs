@@ -17,15 +17,8 @@ pub(super) fn fetch(folder: &Path) -> Result<Vec<PathBuf>, String> {
     }
     let (database, downloads) = (work(folder, "database")?, work(folder, "downloads")?);
     // The list of what is installed is the machine's; only the list of what there is gets refreshed.
-    process::output(
-        Command::new("ln")
-            .args(["-sfn", "/var/lib/pacman/local"])
-            .arg(database.join("local")),
-    )?;
-    println!(
-        "Fetching {} and what they need (pacman, about 100 MB)",
-        PACKAGES.join(", ")
-    );
+    process::output(Command::new("ln").args(["-sfn", "/var/lib/pacman/local"]).arg(database.join("local")))?;
+    println!("Fetching {} and what they need (pacman, about 100 MB)", PACKAGES.join(", "));
     let mut pacman = Command::new("fakeroot");
     pacman
         .args([
