@@ -19,6 +19,8 @@ mod step;
 
 #[cfg(feature = "cli")]
 pub mod verify;
+#[cfg(feature = "cli")]
+pub mod profile;
 
 pub use attention::{Attention, Bindings, Io};
 pub use batch::{Batch, Sequence};

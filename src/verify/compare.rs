@@ -1,5 +1,7 @@
 //! Holds results against the reference: `|got - expected| <= atol + rtol * |expected|`.
 
+use super::problem::Problem;
+use super::runner::Output;
 use crate::spec::{AttentionSpec, Dtype};
 
 /// How far a result may be from the truth.
@@ -87,6 +89,26 @@ impl std::fmt::Display for Mismatch {
         }
         Ok(())
     }
+}
+
+/// Holds a device's output against the reference, sequence by sequence.
+///
+/// # Errors
+/// Says which sequence, which tensor and where.
+pub fn check(problem: &Problem, output: &Output) -> Result<(), String> {
+    for (i, answer) in problem.answers().iter().enumerate() {
+        let sequence = &problem.sequences[i];
+        let largest = sequence.v.iter().fold(0.0, |m, v| f64::max(m, f64::from(v.abs())));
+        let out = compare(&output.out[i], &answer.out, Tolerance::of_output(&problem.spec, largest));
+        let lse = compare(&output.lse[i], &answer.lse, Tolerance::of_lse());
+        for (name, mismatch) in [("out", out), ("lse", lse)] {
+            if !mismatch.passes() {
+                let (q_len, kv_len) = (sequence.q_len, sequence.kv_len);
+                return Err(format!("{name} of sequence {i} (q_len {q_len}, kv_len {kv_len}): {mismatch}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,12 +4,14 @@
 
 mod adapters;
 mod compare;
+mod metamorphic;
 mod problem;
 mod random;
 mod runner;
 
 pub use adapters::{AdapterChoice, Gpu, adapters};
-pub use compare::{Mismatch, Tolerance, compare};
+pub use compare::{Mismatch, Tolerance, check, compare};
+pub use metamorphic::{LAWS, Law};
 pub use problem::{Arrangement, Problem, ProblemSequence};
-pub use random::random_problem;
-pub use runner::{Output, Setup, run};
+pub use random::{random_problem, random_setup};
+pub use runner::{Output, Runner, Setup, run};

@@ -3,6 +3,8 @@
 use fastrand::Rng;
 
 use super::problem::{Arrangement, Problem, ProblemSequence};
+use super::runner::Setup;
+use crate::plan::{Family, Options};
 use crate::spec::{AttentionSpec, Dtype};
 
 /// Shapes that kernels like to get wrong, and ordinary ones.
@@ -10,9 +12,21 @@ const GROUPS: [u32; 12] = [1, 1, 2, 3, 4, 4, 5, 7, 8, 12, 16, 71];
 const DIMS: [u32; 16] = [1, 2, 3, 7, 16, 32, 33, 64, 64, 80, 96, 100, 127, 128, 192, 256];
 const LENS: [u32; 14] = [0, 1, 2, 3, 7, 8, 15, 31, 32, 33, 64, 65, 127, 200];
 
-/// A problem drawn from `seed`: the same seed gives the same problem everywhere.
+/// Problems that share a spec: compiling costs more than running.
+const PER_SPEC: u64 = 16;
+
+/// A problem drawn from `seed`: the same seed gives the same problem everywhere. Seeds of one sixteen share a spec.
 pub fn random_problem(seed: u64) -> Problem {
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = Rng::with_seed(seed.wrapping_mul(2).wrapping_add(1));
+    let spec = random_spec(seed / PER_SPEC);
+    let sequences = (0..rng.u32(1..=4)).map(|_| random_sequence(&mut rng, &spec)).collect();
+    let arrangement =
+        |rng: &mut Rng| [Arrangement::TokensHeads, Arrangement::HeadsTokens, Arrangement::Gaps][rng.usize(..3)];
+    Problem { spec, sequences, inputs: arrangement(&mut rng), outputs: arrangement(&mut rng) }
+}
+
+fn random_spec(seed: u64) -> AttentionSpec {
+    let mut rng = Rng::with_seed(seed.wrapping_mul(2));
     let pick = |rng: &mut Rng, from: &[u32]| from[rng.usize(..from.len())];
     let group = pick(&mut rng, &GROUPS);
     let kv_heads = if group > 16 { 1 } else { rng.u32(1..=3) };
@@ -28,15 +42,8 @@ pub fn random_problem(seed: u64) -> Problem {
         0 => builder.scale(rng.f32() - 0.3),
         _ => builder,
     };
-    let Ok(spec) = builder.build() else {
-        // Every draw above is valid; a smaller seed space would be a bug worth seeing.
-        return random_problem(seed.wrapping_add(1));
-    };
-    let sequences = (0..rng.u32(1..=4)).map(|_| random_sequence(&mut rng, &spec)).collect();
-    let arrangement = |rng: &mut Rng| {
-        [Arrangement::TokensHeads, Arrangement::HeadsTokens, Arrangement::Gaps][rng.usize(..3)]
-    };
-    Problem { spec, sequences, inputs: arrangement(&mut rng), outputs: arrangement(&mut rng) }
+    // Every draw is valid; were one not, another seed would do.
+    builder.build().unwrap_or_else(|_| random_spec(seed.wrapping_add(1)))
 }
 
 fn random_sequence(rng: &mut Rng, spec: &AttentionSpec) -> ProblemSequence {
@@ -61,4 +68,18 @@ fn random_sequence(rng: &mut Rng, spec: &AttentionSpec) -> ProblemSequence {
 /// Roughly normal, variance 1: twelve uniforms less six.
 pub(crate) fn normal(rng: &mut Rng) -> f32 {
     (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0
+}
+
+/// How to run the problems of `seed`'s sixteen: families, chunks and checks take turns.
+pub fn random_setup(seed: u64) -> Setup {
+    let mut rng = Rng::with_seed((seed / PER_SPEC).wrapping_mul(2).wrapping_add(7));
+    Setup {
+        options: Options {
+            family: if rng.bool() { Family::Auto } else { Family::Portable },
+            chunk: [None, None, Some(1), Some(13), Some(64)][rng.usize(..5)],
+            checked: rng.u32(..4) == 0,
+            count_fetches: false,
+        },
+        slack: rng.u32(..5),
+    }
 }

@@ -5,10 +5,11 @@ use super::problem::{Problem, Tensor};
 use crate::attention::{Attention, Io};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache};
+use crate::error::Error;
 use crate::layout::Shape;
 use crate::pages::SequenceId;
 use crate::plan::Options;
-use crate::spec::Dtype;
+use crate::spec::{AttentionSpec, Dtype};
 
 /// How a problem is run.
 #[derive(Debug, Clone, Default)]
@@ -30,41 +31,67 @@ pub struct Output {
     pub fetches: Option<u32>,
 }
 
-/// Runs `problem` on `gpu`. Cache slack, gaps of tensors and outputs are NaN before; a write outside an output is an error.
-///
-/// # Errors
-/// Whatever the library refuses, as text.
-pub fn run(gpu: &Gpu, problem: &Problem, setup: &Setup) -> Result<Output, String> {
-    let attention = Attention::new(&gpu.device, problem.spec.clone(), setup.options.clone()).map_err(text)?;
-    run_with(gpu, &attention, problem, setup.slack)
+/// Attention compiled on a device, ready to run problems of one spec.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    gpu: &'a Gpu,
+    attention: Attention,
+    slack: u32,
 }
 
-fn run_with(gpu: &Gpu, attention: &Attention, problem: &Problem, slack: u32) -> Result<Output, String> {
-    let spec = &problem.spec;
-    let longest = problem.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
-    let shape = CacheShape {
-        layers: 2,
-        sequences: problem.sequences.len().max(1) as u32,
-        capacity: (longest + slack).max(1),
-    };
-    let mut cache = KvCache::new(&gpu.device, spec, shape).map_err(text)?;
-    let layer = 1;
-    for buffer in cache.layers().iter().flat_map(|layer| [&layer.k, &layer.v]) {
-        // All ones is NaN in f32, f16 and bf16.
-        gpu.queue.write_buffer(buffer, 0, &vec![0xff; buffer.size() as usize]);
-    }
-    let mut ids = Vec::new();
-    for _ in &problem.sequences {
-        ids.push(cache.open().map_err(text)?);
+impl<'a> Runner<'a> {
+    /// Compiles `spec`.
+    ///
+    /// # Errors
+    /// Whatever the library refuses.
+    pub fn new(gpu: &'a Gpu, spec: &AttentionSpec, setup: &Setup) -> Result<Self, Error> {
+        let attention = Attention::new(&gpu.device, spec.clone(), setup.options.clone())?;
+        Ok(Self { gpu, attention, slack: setup.slack })
     }
 
-    let history: Vec<_> = problem.sequences.iter().map(|s| (0, s.history)).collect();
-    let rest: Vec<_> = problem.sequences.iter().map(|s| (s.history, s.kv_len)).collect();
-    let call = Call { gpu, attention, problem, ids: &ids };
-    if problem.sequences.iter().any(|s| s.history > 0) {
-        call.append(&mut cache, layer, &history, false)?;
+    /// What was compiled.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
     }
-    call.append(&mut cache, layer, &rest, true)
+
+    /// Runs `problem`, which must have the runner's spec. Cache slack, gaps of tensors and outputs are NaN before; a write
+    /// outside an output is an error.
+    ///
+    /// # Errors
+    /// Whatever the library refuses, as text.
+    pub fn run(&self, problem: &Problem) -> Result<Output, String> {
+        let (gpu, attention) = (self.gpu, &self.attention);
+        let longest = problem.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
+        let shape = CacheShape {
+            layers: 2,
+            sequences: problem.sequences.len().max(1) as u32,
+            capacity: (longest + self.slack).max(1),
+        };
+        let mut cache = KvCache::new(&gpu.device, &problem.spec, shape).map_err(text)?;
+        for buffer in cache.layers().iter().flat_map(|layer| [&layer.k, &layer.v]) {
+            // All ones is NaN in f32, f16 and bf16.
+            gpu.queue.write_buffer(buffer, 0, &vec![0xff; buffer.size() as usize]);
+        }
+        let mut ids = Vec::new();
+        for _ in &problem.sequences {
+            ids.push(cache.open().map_err(text)?);
+        }
+        let history: Vec<_> = problem.sequences.iter().map(|s| (0, s.history)).collect();
+        let rest: Vec<_> = problem.sequences.iter().map(|s| (s.history, s.kv_len)).collect();
+        let call = Call { gpu, attention, problem, ids: &ids };
+        if problem.sequences.iter().any(|s| s.history > 0) {
+            call.append(&mut cache, 1, &history, false)?;
+        }
+        call.append(&mut cache, 1, &rest, true)
+    }
+}
+
+/// Compiles and runs `problem` on `gpu`.
+///
+/// # Errors
+/// As [`Runner::new`] and [`Runner::run`].
+pub fn run(gpu: &Gpu, problem: &Problem, setup: &Setup) -> Result<Output, String> {
+    Runner::new(gpu, &problem.spec, setup).map_err(text)?.run(problem)
 }
 
 struct Call<'a> {
@@ -167,6 +194,6 @@ impl Call<'_> {
     }
 }
 
-fn text(error: crate::Error) -> String {
+fn text(error: Error) -> String {
     error.to_string()
 }

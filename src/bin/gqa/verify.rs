@@ -1,11 +1,96 @@
-//! `gqa verify`: to come.
+//! `gqa verify`: random and metamorphic checks against the reference.
+
+use gqa::verify::{Gpu, LAWS, Runner, check, random_problem, random_setup};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Failure;
+use crate::adapter::AdapterArgs;
 
-/// To come
+/// Check the kernels against the f64 reference: random problems and laws that attention obeys
+///
+/// Sixteen problems share a spec, because compiling costs more than running. Outputs, cache slack and the gaps of tensors hold
+/// NaN before each run.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    /// Random problems per adapter
+    #[arg(long, value_name = "N", default_value_t = 160)]
+    count: u64,
+    /// Seed of the first problem; a failure prints the seed that repeats it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Times that each law is checked, per adapter
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    laws: u64,
+}
 
-pub(crate) fn main(_args: &Args) -> Result<(), Failure> {
-    Ok(())
+pub(crate) fn main(args: &Args) -> Result<(), Failure> {
+    let mut failures = 0;
+    for gpu in args.adapter.open()? {
+        failures += verify(&gpu, args)?;
+    }
+    if failures > 0 { Err(Failure::Mismatch) } else { Ok(()) }
+}
+
+/// Runs all checks on one adapter and prints a summary; returns how many failed.
+fn verify(gpu: &Gpu, args: &Args) -> Result<usize, Failure> {
+    let laws = args.laws * LAWS.len() as u64;
+    let bar = ProgressBar::new(args.count + laws);
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {elapsed} {msg}") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(gpu.name());
+    let start = std::time::Instant::now();
+    let failures = run_random(gpu, args, &bar)? + run_laws(gpu, args, &bar);
+    bar.finish_and_clear();
+    let verdict = if failures == 0 { "PASS" } else { "FAIL" };
+    println!(
+        "{verdict} {}: {} random problems from seed {}, {laws} checks of {} laws, {failures} failures, {:.0} s",
+        gpu.name(),
+        args.count,
+        args.seed,
+        LAWS.len(),
+        start.elapsed().as_secs_f64(),
+    );
+    Ok(failures)
+}
+
+fn run_random(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failure> {
+    let mut failures = 0;
+    let mut runner: Option<Runner<'_>> = None;
+    for seed in args.seed..args.seed.saturating_add(args.count) {
+        let problem = random_problem(seed);
+        let setup = random_setup(seed);
+        let fits = |r: &Runner<'_>| *r.attention().plan().spec() == problem.spec;
+        let current = match runner.take().filter(fits) {
+            Some(runner) => runner,
+            None => Runner::new(gpu, &problem.spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?,
+        };
+        let result = current.run(&problem).and_then(|output| check(&problem, &output));
+        runner = Some(current);
+        if let Err(message) = result {
+            failures += 1;
+            bar.suspend(|| println!("seed {seed}: {message}\n  {:?}\n  {:?}", problem.spec, setup.options));
+        }
+        bar.inc(1);
+    }
+    Ok(failures)
+}
+
+fn run_laws(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> usize {
+    let mut failures = 0;
+    for (i, (name, law)) in LAWS.iter().enumerate() {
+        bar.set_message(*name);
+        for round in 0..args.laws {
+            // Far apart, so that each check has a spec of its own.
+            let seed = args.seed + (round * LAWS.len() as u64 + i as u64) * 16 + 3;
+            if let Err(message) = law(gpu, seed) {
+                failures += 1;
+                bar.suspend(|| println!("law {name:?}, seed {seed}: {message}"));
+            }
+            bar.inc(1);
+        }
+    }
+    failures
 }

@@ -1,0 +1,29 @@
+// Read ceiling: streams a buffer once and adds everything up, so that no load can be left out.
+// Invocations of a workgroup read consecutive elements, STRIDE apart from one step to the next.
+//
+// Bindings: 0 the buffer, 1 a sum per workgroup that is never negative zero, so that it must be computed.
+// Prelude: Element (what one load brings), `fold` (its sum), THREADS, STEPS (elements per invocation, a multiple of UNROLL = 4).
+
+@group(0) @binding(0) var<storage, read> source: array<Element>;
+@group(0) @binding(1) var<storage, read_write> sums: array<f32>;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let first = workgroup.x * THREADS * STEPS + thread;
+    var a = Element();
+    var b = Element();
+    var c = Element();
+    var d = Element();
+    for (var step = 0u; step < STEPS; step += 4u) {
+        let at = first + step * THREADS;
+        a += source[at];
+        b += source[at + THREADS];
+        c += source[at + 2u * THREADS];
+        d += source[at + 3u * THREADS];
+    }
+    let sum = fold(a) + fold(b) + fold(c) + fold(d);
+    // Contents are zero: no invocation writes, yet none may assume so.
+    if sum != 0.0 {
+        sums[workgroup.x] = sum;
+    }
+}

@@ -1,0 +1,207 @@
+//! Every shader variant that plans can emit, through naga to every target; and structs, Rust against WGSL. No GPU needed.
+
+use std::collections::BTreeMap;
+
+use gqa::params::{AppendItem, CombineItem, Params, WorkItem};
+use gqa::shader::{Compiler, Kernel, Variant, link};
+use gqa::{AttentionSpec, Caps, Dtype, Options, Plan};
+use naga::back::{glsl, hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+/// Adapters as they are: the poorest, ones without f16, a software one, ordinary GPUs.
+fn adapters() -> Vec<Caps> {
+    let minimal = Caps::minimal();
+    let gpu = Caps { workgroup_memory: 32 << 10, unpack_f16: true, subgroup: Some((32, 32)), ..minimal.clone() };
+    let software = Caps { software: true, ..gpu.clone() };
+    vec![
+        Caps { unpack_f16: true, ..minimal.clone() },
+        Caps { subgroup: Some((16, 32)), f16: true, ..gpu.clone() },
+        Caps { subgroup: Some((8, 8)), f16: true, ..software.clone() },
+        Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software },
+        minimal,
+        gpu,
+    ]
+}
+
+fn specs() -> Vec<AttentionSpec> {
+    let mut specs = Vec::new();
+    for (q_heads, kv_heads) in [(1, 1), (9, 3), (32, 4), (71, 1)] {
+        for (head_dim, v_head_dim) in [(1, 1), (64, 64), (128, 128), (127, 33), (256, 256), (192, 128)] {
+            for q_dtype in [Dtype::F32, Dtype::F16] {
+                for kv_dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                    for causal in [true, false] {
+                        let builder = AttentionSpec::builder(q_heads, kv_heads, head_dim).v_head_dim(v_head_dim);
+                        specs.push(builder.q_dtype(q_dtype).kv_dtype(kv_dtype).causal(causal).build().unwrap());
+                    }
+                }
+            }
+        }
+    }
+    specs
+}
+
+/// Linked texts of all variants of all specs on all adapters, each once.
+fn variants() -> BTreeMap<String, Variant> {
+    let mut variants = BTreeMap::new();
+    for spec in specs() {
+        for caps in adapters() {
+            for count_fetches in [false, true] {
+                let plan = Plan::new(&spec, &caps, &Options { count_fetches, ..Options::default() }).unwrap();
+                for variant in plan.variants() {
+                    variants.insert(link(variant, Compiler::Naga).text, variant.clone());
+                }
+            }
+        }
+    }
+    variants
+}
+
+fn validate(text: &str, variant: &Variant) -> (naga::Module, ModuleInfo) {
+    let linked = link(variant, Compiler::Naga);
+    let context = format!("{:?}", variant.spec);
+    let module = naga::front::wgsl::parse_str(text)
+        .unwrap_or_else(|e| panic!("{context}: {}", linked.explain(&e.emit_to_string(text))));
+    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{context}: {}", linked.explain(&e.emit_to_string(text))));
+    (module, info)
+}
+
+#[test]
+fn every_variant_reaches_every_target() {
+    let variants = variants();
+    assert!(variants.len() > 500, "only {} variants: the matrix has shrunk", variants.len());
+    let mut seen = BTreeMap::<&str, usize>::new();
+    for (text, variant) in &variants {
+        let (module, info) = validate(text, variant);
+        let name = variant.kernel.name();
+        *seen.entry(name).or_default() += 1;
+        let bounds = naga::proc::BoundsCheckPolicies::default();
+        let entry = || Some((naga::ShaderStage::Compute, "main".to_owned()));
+
+        let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+        spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name} to SPIR-V: {e}"));
+
+        let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+        let pipeline = msl::PipelineOptions { entry_point: entry(), ..Default::default() };
+        msl::write_string(&module, &info, &options, &pipeline).unwrap_or_else(|e| panic!("{name} to MSL: {e}"));
+
+        let options =
+            hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, fake_missing_bindings: true, ..Default::default() };
+        let (mut out, pipeline) = (String::new(), hlsl::PipelineOptions { entry_point: entry() });
+        hlsl::Writer::new(&mut out, &options, &pipeline)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{name} to HLSL: {e}"));
+
+        // GL has neither subgroups nor f16 in wgpu: plans for it use neither.
+        if !variant.uses_subgroups() && !text.contains("enable f16") {
+            let options = glsl::Options { version: glsl::Version::new_gles(310), ..Default::default() };
+            let pipeline = glsl::PipelineOptions {
+                shader_stage: naga::ShaderStage::Compute,
+                entry_point: "main".to_owned(),
+                multiview: None,
+            };
+            let mut out = String::new();
+            glsl::Writer::new(&mut out, &module, &info, &options, &pipeline, bounds)
+                .and_then(|mut writer| writer.write())
+                .unwrap_or_else(|e| panic!("{name} to GLSL: {e}"));
+        }
+    }
+    for kernel in Kernel::ALL {
+        assert!(seen.contains_key(kernel.name()), "no plan has emitted {kernel}");
+    }
+}
+
+#[test]
+fn workgroup_memory_and_invocations_stay_within_the_adapter() {
+    for spec in specs() {
+        for caps in adapters() {
+            let plan = Plan::new(&spec, &caps, &Options::default()).unwrap();
+            for variant in plan.variants() {
+                let (module, _) = validate(&link(variant, Compiler::Naga).text, variant);
+                let context = module.to_ctx();
+                let used: u32 = module
+                    .global_variables
+                    .iter()
+                    .filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup)
+                    .map(|(_, v)| module.types[v.ty].inner.size(context).next_multiple_of(16))
+                    .sum();
+                let (kernel, most) = (variant.kernel, caps.workgroup_memory);
+                assert!(used <= most, "{kernel} of {spec:?} uses {used} B of workgroup memory, {most} B exist");
+                assert!(variant.tile.threads <= caps.invocations, "{kernel} has {} invocations", variant.tile.threads);
+            }
+        }
+    }
+}
+
+/// Size and member offsets of a WGSL struct.
+fn wgsl_struct(module: &naga::Module, name: &str) -> (u32, Vec<(String, u32)>) {
+    let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(name)).unwrap();
+    let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is not a struct") };
+    (*span, members.iter().map(|m| (m.name.clone().unwrap(), m.offset)).collect())
+}
+
+macro_rules! assert_same_struct {
+    ($module:expr, $ty:ident, $($field:ident),+) => {{
+        let (size, members) = wgsl_struct($module, stringify!($ty));
+        assert_eq!(size as usize, size_of::<$ty>(), "size of {}", stringify!($ty));
+        let here = vec![$((stringify!($field).to_owned(), std::mem::offset_of!($ty, $field) as u32)),+];
+        assert_eq!(members, here, "members of {}", stringify!($ty));
+    }};
+}
+
+#[test]
+fn structs_are_the_same_in_rust_and_wgsl() {
+    let spec = AttentionSpec::builder(4, 2, 8).build().unwrap();
+    let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+    let module = |variant| validate(&link(variant, Compiler::Naga).text, variant).0;
+    let (prefill, combine, append) = (module(plan.prefill()), module(plan.combine()), module(plan.append()));
+    for module in [&prefill, &combine, &append] {
+        assert_same_struct!(
+            module, Params, items, slots, lse, q_offset, q_token, q_head, out_offset, out_token, out_head, lse_offset,
+            lse_token, lse_head
+        );
+    }
+    assert_same_struct!(
+        &prefill, WorkItem, token, row_begin, row_end, key_begin, key_end, kv_len, q_start, cache_row, state
+    );
+    assert_same_struct!(&combine, CombineItem, token, row_begin, row_end, state, chunks);
+    assert_same_struct!(&append, AppendItem, token, tokens, position, cache_row);
+}
+
+#[test]
+fn a_line_of_linked_text_leads_back_to_its_file() {
+    let spec = AttentionSpec::builder(4, 2, 8).build().unwrap();
+    let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+    let linked = link(plan.decode(), Compiler::Naga);
+    let line = 1 + linked.text.lines().position(|l| l.starts_with("fn main")).unwrap() as u32;
+    let (file, at) = linked.locate(line);
+    let source = include_str!("../shaders/decode.wgsl");
+    assert_eq!(file, "shaders/decode.wgsl");
+    assert!(source.lines().nth(at as usize - 1).unwrap().starts_with("fn main"));
+    assert_eq!(linked.explain(&format!("error at wgsl:{line}:5 here")), format!("error at {file}:{at}:5 here"));
+    assert_eq!(linked.locate(1).0, "prelude");
+}
+
+#[test]
+fn shaders_hold_plain_wgsl_only() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let mut files = 0;
+    for folder in [root.clone(), root.join("parts")] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                continue;
+            }
+            files += 1;
+            assert_eq!(path.extension().unwrap(), "wgsl", "{path:?}");
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with("// "), "{path:?} does not say what it is");
+            assert!(!text.lines().any(|l| l.starts_with('#')), "{path:?} has preprocessor lines");
+        }
+    }
+    assert!(files > 20);
+}
