@@ -1,9 +1,9 @@
 // Decode, few rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
-// A workgroup is one subgroup. It walks the keys of one item for all rows of the tile; a lane holds every LANES-th group of
-// four elements of q and o of all rows, loads its part of each key once and uses it for all rows. No workgroup memory,
-// so no barrier: a load and a barrier cost more than arithmetic here.
-// The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
+// A workgroup is one subgroup. It walks the keys of one item, LANES at a time, for all rows of the tile. A lane holds every
+// LANES-th group of four elements of q and o of all rows, loads its part of each key once and uses it for all rows.
+// Lane j keeps the logit of the block's key j, so that maximum, exponential and sum cost one vector operation for LANES keys.
+// No workgroup memory, so no barrier: on software adapters a barrier costs more than it shares.
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states.
 // Prelude: LANES, ROWS, K4 = ceil(HEAD_DIM / 4), V4.
@@ -37,40 +37,55 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    for (var key = item.key_begin; key < item.key_end; key++) {
-        let cache_row = kv_row(item, kv_head, key);
-        var k: array<vec4<f32>, K_PART>;
-        for (var i = 0u; i < K_PART; i++) {
-            if K4 % LANES == 0u || i * LANES + lane < K4 {
-                k[i] = load_k(cache_row, i * LANES + lane);
+    for (var block = item.key_begin; block < item.key_end; block += LANES) {
+        let count = min(LANES, item.key_end - block);
+        let cache_row = kv_row(item, kv_head, block);
+        // Lane j keeps the logit of key block + j.
+        var s: array<f32, ROWS>;
+        for (var j = 0u; j < count; j++) {
+            var k: array<vec4<f32>, K_PART>;
+            for (var i = 0u; i < K_PART; i++) {
+                if K4 % LANES == 0u || i * LANES + lane < K4 {
+                    k[i] = load_k(cache_row + j, i * LANES + lane);
+                }
             }
-        }
-        var v: array<vec4<f32>, V_PART>;
-        for (var i = 0u; i < V_PART; i++) {
-            if V4 % LANES == 0u || i * LANES + lane < V4 {
-                v[i] = load_v(cache_row, i * LANES + lane);
+            for (var r = 0u; r < ROWS; r++) {
+                var part = vec4(0.0);
+                for (var i = 0u; i < K_PART; i++) {
+                    part += q[r * K_PART + i] * k[i];
+                }
+                let sum = subgroupAdd(part.x + part.y + part.z + part.w);
+                s[r] = select(s[r], sum, lane == j);
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            var part = vec4(0.0);
-            for (var i = 0u; i < K_PART; i++) {
-                part += q[r * K_PART + i] * k[i];
-            }
-            let s = logit(subgroupAdd(part.x + part.y + part.z + part.w), key, end[r]);
-            if s > m[r] + 8.0 {
-                let shrink = exp2(m[r] - s);
-                for (var i = 0u; i < V_PART; i++) {
-                    o[r * V_PART + i] *= shrink;
-                }
-                d[r] *= shrink;
-                m[r] = s;
-            }
-            let p = weight(s, m[r]);
-            d[r] += p;
+            s[r] = logit(s[r], block + lane, min(end[r], item.key_end));
+            let top = max(m[r], subgroupMax(s[r]));
+            let shrink = exp2(m[r] - top);
+            m[r] = top;
+            s[r] = weight(s[r], top);
+            d[r] = d[r] * shrink + s[r];
             for (var i = 0u; i < V_PART; i++) {
-                o[r * V_PART + i] += p * v[i];
+                o[r * V_PART + i] *= shrink;
             }
         }
+        for (var j = 0u; j < count; j++) {
+            var v: array<vec4<f32>, V_PART>;
+            for (var i = 0u; i < V_PART; i++) {
+                if V4 % LANES == 0u || i * LANES + lane < V4 {
+                    v[i] = load_v(cache_row + j, i * LANES + lane);
+                }
+            }
+            for (var r = 0u; r < ROWS; r++) {
+                let p = subgroupShuffle(s[r], j);
+                for (var i = 0u; i < V_PART; i++) {
+                    o[r * V_PART + i] += p * v[i];
+                }
+            }
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        d[r] = subgroupAdd(d[r]);
     }
 
     for (var r = 0u; r < ROWS; r++) {

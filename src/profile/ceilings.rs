@@ -16,6 +16,8 @@ pub struct Ceilings {
 const READ_SIZES: [u64; 2] = [8 << 20, 32 << 20];
 /// Samples of each kernel; the best counts, since nothing must honestly beat a ceiling.
 const SAMPLES: usize = 5;
+/// Multiply-adds of one step of `ceiling_fma.wgsl`: eight chains, sixteen of each.
+const CHAINS: u64 = 8 * 16;
 
 /// Measures both, in about a second on a GPU and a few on a CPU.
 ///
@@ -46,15 +48,16 @@ pub fn measure_ceilings(gpu: &Gpu) -> Result<Ceilings, String> {
         }
     }
     let mut fma: f64 = 0.0;
-    for (element, fold, lanes) in [("f32", "x", 1), ("vec4<f32>", "x.x + x.y + x.z + x.w", 4)] {
-        for chains in [4, 8, 12, 16] {
-            for threads in [8, 64] {
-                let (steps, workgroups) = (if gpu.caps.software { 1024 } else { 4096 }, gpu.caps.fill() * 8);
-                let constants = [("THREADS", threads), ("STEPS", steps), ("CHAINS", chains)];
-                let text = prelude(element, fold, &constants) + include_str!("../../shaders/ceiling_fma.wgsl");
+    for (element, fold, lanes) in [("f32", "x", 1), ("vec2<f32>", "x.x + x.y", 2), ("vec4<f32>", "x.x + x.y + x.z + x.w", 4)] {
+        for mad in ["x * y + z", "fma(x, y, z)"] {
+            for threads in [8, 64, 256] {
+                let (steps, workgroups) = (512, gpu.caps.fill() * if gpu.caps.software { 1 } else { 8 });
+                let constants = [("THREADS", threads), ("STEPS", steps)];
+                let mad_text = format!("fn mad(x: Element, y: Element, z: Element) -> Element {{\n    return {mad};\n}}\n");
+                let text = prelude(element, fold, &constants) + &mad_text + include_str!("../../shaders/ceiling_fma.wgsl");
                 let seconds = best_time(gpu, &text, &zeros, workgroups)?;
-                let flops = 2 * lanes * chains * threads * steps * u64::from(workgroups);
-                if std::env::var_os("GQA_TRACE").is_some() { eprintln!("fma {element} {chains} {threads} {:.2}", flops as f64 / seconds * 1e-9); }
+                let flops = 2 * lanes * CHAINS * threads * steps * u64::from(workgroups);
+                if std::env::var_os("GQA_TRACE").is_some() { eprintln!("fma {element} {mad} {threads} {:.2}", flops as f64 / seconds * 1e-9); }
                 fma = fma.max(flops as f64 / seconds);
             }
         }
