@@ -18,9 +18,9 @@ mod spec;
 mod step;
 
 #[cfg(feature = "cli")]
-pub mod verify;
-#[cfg(feature = "cli")]
 pub mod profile;
+#[cfg(feature = "cli")]
+pub mod verify;
 
 pub use attention::{Attention, Bindings, Io};
 pub use batch::{Batch, Sequence};

@@ -39,7 +39,9 @@ fn pure_rooms_do_not_name_wgpu() {
     for (room, path, code) in sources() {
         if PURE.contains(&room.as_str()) {
             assert!(!code.contains("wgpu::"), "{path:?} names wgpu");
-            for impure in ["crate::device", "crate::cache", "crate::attention", "crate::step", "crate::pipeline"] {
+            for impure in
+                ["crate::device", "crate::cache", "crate::attention", "crate::step", "crate::pipeline"]
+            {
                 assert!(!code.contains(impure), "{path:?} looks into {impure}");
             }
         }

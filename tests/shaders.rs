@@ -11,7 +11,8 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 /// Adapters as they are: the poorest, ones without f16, a software one, ordinary GPUs.
 fn adapters() -> Vec<Caps> {
     let minimal = Caps::minimal();
-    let gpu = Caps { workgroup_memory: 32 << 10, unpack_f16: true, subgroup: Some((32, 32)), ..minimal.clone() };
+    let gpu =
+        Caps { workgroup_memory: 32 << 10, unpack_f16: true, subgroup: Some((32, 32)), ..minimal.clone() };
     let software = Caps { software: true, ..gpu.clone() };
     vec![
         Caps { unpack_f16: true, ..minimal.clone() },
@@ -30,8 +31,11 @@ fn specs() -> Vec<AttentionSpec> {
             for q_dtype in [Dtype::F32, Dtype::F16] {
                 for kv_dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
                     for causal in [true, false] {
-                        let builder = AttentionSpec::builder(q_heads, kv_heads, head_dim).v_head_dim(v_head_dim);
-                        specs.push(builder.q_dtype(q_dtype).kv_dtype(kv_dtype).causal(causal).build().unwrap());
+                        let builder =
+                            AttentionSpec::builder(q_heads, kv_heads, head_dim).v_head_dim(v_head_dim);
+                        specs.push(
+                            builder.q_dtype(q_dtype).kv_dtype(kv_dtype).causal(causal).build().unwrap(),
+                        );
                     }
                 }
             }
@@ -61,7 +65,8 @@ fn validate(text: &str, variant: &Variant) -> (naga::Module, ModuleInfo) {
     let context = format!("{:?}", variant.spec);
     let module = naga::front::wgsl::parse_str(text)
         .unwrap_or_else(|e| panic!("{context}: {}", linked.explain(&e.emit_to_string(text))));
-    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let capabilities =
+        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -85,12 +90,17 @@ fn every_variant_reaches_every_target() {
         let options = spv::Options { lang_version: (1, 3), ..Default::default() };
         spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{name} to SPIR-V: {e}"));
 
-        let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-        let pipeline = msl::PipelineOptions { entry_point: entry(), ..Default::default() };
-        msl::write_string(&module, &info, &options, &pipeline).unwrap_or_else(|e| panic!("{name} to MSL: {e}"));
-
         let options =
-            hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, fake_missing_bindings: true, ..Default::default() };
+            msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+        let pipeline = msl::PipelineOptions { entry_point: entry(), ..Default::default() };
+        msl::write_string(&module, &info, &options, &pipeline)
+            .unwrap_or_else(|e| panic!("{name} to MSL: {e}"));
+
+        let options = hlsl::Options {
+            shader_model: hlsl::ShaderModel::V6_2,
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
         let (mut out, pipeline) = (String::new(), hlsl::PipelineOptions { entry_point: entry() });
         hlsl::Writer::new(&mut out, &options, &pipeline)
             .write(&module, &info, None)
@@ -130,8 +140,15 @@ fn workgroup_memory_and_invocations_stay_within_the_adapter() {
                     .map(|(_, v)| module.types[v.ty].inner.size(context).next_multiple_of(16))
                     .sum();
                 let (kernel, most) = (variant.kernel, caps.workgroup_memory);
-                assert!(used <= most, "{kernel} of {spec:?} uses {used} B of workgroup memory, {most} B exist");
-                assert!(variant.tile.threads <= caps.invocations, "{kernel} has {} invocations", variant.tile.threads);
+                assert!(
+                    used <= most,
+                    "{kernel} of {spec:?} uses {used} B of workgroup memory, {most} B exist"
+                );
+                assert!(
+                    variant.tile.threads <= caps.invocations,
+                    "{kernel} has {} invocations",
+                    variant.tile.threads
+                );
             }
         }
     }
@@ -161,8 +178,8 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     let (prefill, combine, append) = (module(plan.prefill()), module(plan.combine()), module(plan.append()));
     for module in [&prefill, &combine, &append] {
         assert_same_struct!(
-            module, Params, items, slots, lse, q_offset, q_token, q_head, out_offset, out_token, out_head, lse_offset,
-            lse_token, lse_head
+            module, Params, items, slots, lse, q_offset, q_token, q_head, out_offset, out_token, out_head,
+            lse_offset, lse_token, lse_head
         );
     }
     assert_same_struct!(
@@ -182,7 +199,10 @@ fn a_line_of_linked_text_leads_back_to_its_file() {
     let source = include_str!("../shaders/decode.wgsl");
     assert_eq!(file, "shaders/decode.wgsl");
     assert!(source.lines().nth(at as usize - 1).unwrap().starts_with("fn main"));
-    assert_eq!(linked.explain(&format!("error at wgsl:{line}:5 here")), format!("error at {file}:{at}:5 here"));
+    assert_eq!(
+        linked.explain(&format!("error at wgsl:{line}:5 here")),
+        format!("error at {file}:{at}:5 here")
+    );
     assert_eq!(linked.locate(1).0, "prelude");
 }
 

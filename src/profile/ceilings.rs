@@ -4,7 +4,7 @@ use super::Sampler;
 use crate::verify::Gpu;
 
 /// The two lines of a roofline.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Ceilings {
     /// Bytes per second of a streaming read.
     pub read_bytes_per_s: f64,
@@ -40,24 +40,29 @@ pub fn measure_ceilings(gpu: &Gpu) -> Result<Ceilings, String> {
                     continue;
                 }
                 let constants = [("THREADS", threads), ("STEPS", steps)];
-                let text = prelude(element, fold, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
+                let text =
+                    prelude(element, fold, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
                 let seconds = best_time(gpu, &text, &zeros, workgroups)?;
-                if std::env::var_os("GQA_TRACE").is_some() { eprintln!("read {element} {threads} {size} {:.2}", size as f64 / seconds * 1e-9); }
                 read = read.max(size as f64 / seconds);
             }
         }
     }
     let mut fma: f64 = 0.0;
-    for (element, fold, lanes) in [("f32", "x", 1), ("vec2<f32>", "x.x + x.y", 2), ("vec4<f32>", "x.x + x.y + x.z + x.w", 4)] {
+    for (element, fold, lanes) in
+        [("f32", "x", 1), ("vec2<f32>", "x.x + x.y", 2), ("vec4<f32>", "x.x + x.y + x.z + x.w", 4)]
+    {
         for mad in ["x * y + z", "fma(x, y, z)"] {
             for threads in [8, 64, 256] {
                 let (steps, workgroups) = (512, gpu.caps.fill() * if gpu.caps.software { 1 } else { 8 });
                 let constants = [("THREADS", threads), ("STEPS", steps)];
-                let mad_text = format!("fn mad(x: Element, y: Element, z: Element) -> Element {{\n    return {mad};\n}}\n");
-                let text = prelude(element, fold, &constants) + &mad_text + include_str!("../../shaders/ceiling_fma.wgsl");
+                let mad_text = format!(
+                    "fn mad(x: Element, y: Element, z: Element) -> Element {{\n    return {mad};\n}}\n"
+                );
+                let text = prelude(element, fold, &constants)
+                    + &mad_text
+                    + include_str!("../../shaders/ceiling_fma.wgsl");
                 let seconds = best_time(gpu, &text, &zeros, workgroups)?;
                 let flops = 2 * lanes * CHAINS * threads * steps * u64::from(workgroups);
-                if std::env::var_os("GQA_TRACE").is_some() { eprintln!("fma {element} {mad} {threads} {:.2}", flops as f64 / seconds * 1e-9); }
                 fma = fma.max(flops as f64 / seconds);
             }
         }
@@ -66,7 +71,8 @@ pub fn measure_ceilings(gpu: &Gpu) -> Result<Ceilings, String> {
 }
 
 fn prelude(element: &str, fold: &str, constants: &[(&str, u64)]) -> String {
-    let mut text = format!("alias Element = {element};\nfn fold(x: Element) -> f32 {{\n    return {fold};\n}}\n");
+    let mut text =
+        format!("alias Element = {element};\nfn fold(x: Element) -> f32 {{\n    return {fold};\n}}\n");
     for (name, value) in constants {
         text += &format!("const {name}: u32 = {value}u;\n");
     }
@@ -76,10 +82,13 @@ fn prelude(element: &str, fold: &str, constants: &[(&str, u64)]) -> String {
 /// Seconds of the fastest run of a ceiling kernel.
 fn best_time(gpu: &Gpu, text: &str, source: &wgpu::Buffer, workgroups: u32) -> Result<f64, String> {
     let device = &gpu.device;
-    let descriptor =
-        wgpu::ShaderModuleDescriptor { label: Some("gqa.ceiling"), source: wgpu::ShaderSource::Wgsl(text.into()) };
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some("gqa.ceiling"),
+        source: wgpu::ShaderSource::Wgsl(text.into()),
+    };
     // SAFETY: indices end at the buffer's size, from which `workgroups` was computed; loops are counted by constants.
-    let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let module =
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some("gqa.ceiling"),
         layout: None,

@@ -92,6 +92,7 @@ impl Workload {
             flops,
             ceiling: if read >= fma { "read" } else { "fma" },
             fraction: read.max(fma) / median_s,
+            kv_bytes_per_token: spec.kv_bytes_per_token(),
         }
     }
 }
@@ -127,6 +128,8 @@ pub struct Row {
     pub ceiling: &'static str,
     /// Least time by that ceiling over median time.
     pub fraction: f64,
+    /// Bytes that a token takes in one layer of the cache.
+    pub kv_bytes_per_token: u64,
 }
 
 /// Numbers of about +-0.5 in `dtype`, `bytes` bytes of them.

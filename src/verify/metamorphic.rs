@@ -36,7 +36,8 @@ fn families(gpu: &Gpu, seed: u64) -> Result<(), String> {
 fn repeated_heads(gpu: &Gpu, seed: u64) -> Result<(), String> {
     let gqa = random_problem(seed);
     let group = gqa.spec.group() as usize;
-    let repeat = |rows: &[f32], dim: u32| rows.chunks(dim as usize).flat_map(|row| row.repeat(group)).collect();
+    let repeat =
+        |rows: &[f32], dim: u32| rows.chunks(dim as usize).flat_map(|row| row.repeat(group)).collect();
     let spec = with_kv_heads(&gqa.spec, gqa.spec.q_heads())?;
     let sequence = |s: &ProblemSequence| ProblemSequence {
         k: repeat(&s.k, spec.head_dim()),

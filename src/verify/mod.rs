@@ -13,5 +13,5 @@ pub use adapters::{AdapterChoice, Gpu, adapters};
 pub use compare::{Mismatch, Tolerance, check, compare};
 pub use metamorphic::{LAWS, Law};
 pub use problem::{Arrangement, Problem, ProblemSequence};
-pub use random::{random_problem, random_setup};
+pub use random::{random_problem, random_problem_of, random_setup};
 pub use runner::{Output, Runner, Setup, run};

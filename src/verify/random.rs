@@ -17,11 +17,17 @@ const PER_SPEC: u64 = 16;
 
 /// A problem drawn from `seed`: the same seed gives the same problem everywhere. Seeds of one sixteen share a spec.
 pub fn random_problem(seed: u64) -> Problem {
+    random_problem_of(&random_spec(seed / PER_SPEC), seed)
+}
+
+/// A problem of `spec`, drawn from `seed`.
+pub fn random_problem_of(spec: &AttentionSpec, seed: u64) -> Problem {
     let mut rng = Rng::with_seed(seed.wrapping_mul(2).wrapping_add(1));
-    let spec = random_spec(seed / PER_SPEC);
+    let spec = spec.clone();
     let sequences = (0..rng.u32(1..=4)).map(|_| random_sequence(&mut rng, &spec)).collect();
-    let arrangement =
-        |rng: &mut Rng| [Arrangement::TokensHeads, Arrangement::HeadsTokens, Arrangement::Gaps][rng.usize(..3)];
+    let arrangement = |rng: &mut Rng| {
+        [Arrangement::TokensHeads, Arrangement::HeadsTokens, Arrangement::Gaps][rng.usize(..3)]
+    };
     Problem { spec, sequences, inputs: arrangement(&mut rng), outputs: arrangement(&mut rng) }
 }
 

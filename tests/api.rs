@@ -1,0 +1,259 @@
+//! The public API on a device that does nothing: every error, and that nothing has changed after one.
+
+use gqa::{
+    Attention, AttentionSpec, Batch, CacheShape, Dtype, Error, Family, Io, KvCache, Layout, MAX_HEAD_DIM,
+    Options, Sequence,
+};
+
+fn device() -> (wgpu::Device, wgpu::Queue) {
+    wgpu::Device::noop(&wgpu::DeviceDescriptor::default())
+}
+
+fn spec() -> AttentionSpec {
+    AttentionSpec::builder(6, 2, 16).build().unwrap()
+}
+
+const SHAPE: CacheShape = CacheShape { layers: 2, sequences: 3, capacity: 100 };
+
+fn buffer(device: &wgpu::Device, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+}
+
+fn field(error: Error) -> String {
+    match error {
+        Error::Field { field, .. } => field.to_owned(),
+        other => panic!("not a field error: {other}"),
+    }
+}
+
+#[test]
+fn a_spec_names_the_field_that_cannot_be() {
+    let build = |q, kv, dim| AttentionSpec::builder(q, kv, dim);
+    let cases = [
+        ("q_heads", build(0, 1, 8)),
+        ("q_heads", build(65_536, 1, 8)),
+        ("kv_heads", build(4, 0, 8)),
+        ("kv_heads", build(4, 3, 8)),
+        ("kv_heads", build(4, 8, 8)),
+        ("kv_heads", build(4, 65_536, 8)),
+        ("head_dim", build(4, 2, 0)),
+        ("head_dim", build(4, 2, MAX_HEAD_DIM + 1)),
+        ("v_head_dim", build(4, 2, 8).v_head_dim(0)),
+        ("v_head_dim", build(4, 2, 8).v_head_dim(u32::MAX)),
+        ("q_dtype", build(4, 2, 8).q_dtype(Dtype::Bf16)),
+        ("scale", build(4, 2, 8).scale(f32::NAN)),
+        ("scale", build(4, 2, 8).scale(f32::NEG_INFINITY)),
+    ];
+    for (name, builder) in cases {
+        assert_eq!(field(builder.build().unwrap_err()), name);
+    }
+    assert_eq!(field("f64".parse::<Dtype>().unwrap_err()), "dtype");
+    assert_eq!("bf16".parse(), Ok(Dtype::Bf16));
+}
+
+#[test]
+fn a_cache_names_the_limit_it_exceeds() {
+    let (device, _) = device();
+    let new = |shape| KvCache::new(&device, &spec(), shape);
+    for (name, shape) in [
+        ("layers", CacheShape { layers: 0, ..SHAPE }),
+        ("sequences", CacheShape { sequences: 0, ..SHAPE }),
+        ("capacity", CacheShape { capacity: 0, ..SHAPE }),
+    ] {
+        assert_eq!(field(new(shape).unwrap_err()), name);
+    }
+    // 2 heads x 16 elements x 4 bytes a token: 128 MiB hold 1,048,576 tokens.
+    assert!(new(CacheShape { layers: 1, sequences: 1, capacity: 1 << 20 }).is_ok());
+    let error = new(CacheShape { layers: 1, sequences: 1, capacity: (1 << 20) + 1 }).unwrap_err();
+    let Error::Limit { limit: "max_storage_buffer_binding_size", needed, found, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!((needed, found), ((128 << 20) + 128, 128 << 20));
+    assert!(matches!(
+        new(CacheShape { layers: 1, sequences: u32::MAX, capacity: u32::MAX }),
+        Err(Error::Limit { .. })
+    ));
+}
+
+#[test]
+fn a_cache_is_unchanged_after_an_error() {
+    let (device, _) = device();
+    let mut cache = KvCache::new(&device, &spec(), SHAPE).unwrap();
+    let ids: Vec<_> = (0..3).map(|_| cache.open().unwrap()).collect();
+    assert!(matches!(cache.open(), Err(Error::NoFreeSequence { capacity: 3 })));
+    cache.extend(&[(ids[0], 60), (ids[1], 99)]).unwrap();
+    let lengths = |cache: &KvCache| ids.iter().map(|id| cache.len(*id)).collect::<Vec<_>>();
+    let before = lengths(&cache);
+
+    let full = cache.extend(&[(ids[0], 40), (ids[1], 2)]).unwrap_err();
+    assert_eq!(full, Error::SequenceFull { sequence: 1, needed: 101, used: 99, capacity: 100 });
+    assert!(matches!(cache.extend(&[(ids[0], u32::MAX)]), Err(Error::SequenceFull { .. })));
+    assert!(matches!(cache.extend(&[(ids[0], 1), (ids[0], 1)]), Err(Error::RepeatedSequence { .. })));
+    assert_eq!(field(cache.truncate(ids[2], 1).unwrap_err()), "len");
+    let stranger = KvCache::new(&device, &spec(), SHAPE).unwrap().open().unwrap();
+    assert!(matches!(cache.truncate(stranger, 0), Err(Error::StaleSequence { .. })));
+    assert!(matches!(cache.extend(&[(ids[0], 1), (stranger, 1)]), Err(Error::StaleSequence { .. })));
+    assert_eq!(lengths(&cache), before);
+
+    cache.close(ids[0]).unwrap();
+    assert!(matches!(cache.close(ids[0]), Err(Error::StaleSequence { .. })));
+    let reopened = cache.open().unwrap();
+    assert_eq!(cache.len(reopened), Ok(0));
+    assert!(matches!(cache.len(ids[0]), Err(Error::StaleSequence { .. })));
+    cache.clear();
+    assert!(cache.is_empty());
+    assert_eq!(cache.len(ids[1]), Ok(0));
+}
+
+#[test]
+fn options_that_the_device_cannot_do() {
+    let (device, _) = device();
+    let new = |options| Attention::new(&device, spec(), options);
+    let subgroup = new(Options { family: Family::Subgroup, ..Options::default() });
+    assert_eq!(field(subgroup.unwrap_err()), "options.family");
+    assert_eq!(field(new(Options { chunk: Some(0), ..Options::default() }).unwrap_err()), "options.chunk");
+
+    let required_limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..Default::default() };
+    let (poor, _) = wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });
+    let error = Attention::new(&poor, spec(), Options::default()).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::Limit { limit: "max_storage_buffers_per_shader_stage", needed: 8, found: 4, .. }
+    ));
+}
+
+#[test]
+fn a_batch_names_the_field_that_cannot_be() {
+    let (device, queue) = device();
+    let attention = Attention::new(&device, spec(), Options::default()).unwrap();
+    let mut cache = KvCache::new(&device, &spec(), SHAPE).unwrap();
+    let (a, b) = (cache.open().unwrap(), cache.open().unwrap());
+    cache.extend(&[(a, 10), (b, 20)]).unwrap();
+    let good = Sequence::new(a, 4);
+    let prepare = |sequences: &[Sequence], change: &dyn Fn(&mut Batch<'_>)| {
+        let mut batch = Batch::new(&spec(), sequences).with_lse(&spec());
+        change(&mut batch);
+        attention.prepare(&queue, &cache, &batch).map(drop)
+    };
+    assert_eq!(prepare(&[good], &|_| ()), Ok(()));
+    assert_eq!(prepare(&[], &|_| ()), Ok(()));
+
+    let sequences = [
+        ("sequence.new_len", Sequence { new_len: 11, ..good }),
+        ("sequence.q_len * q_heads", Sequence { q_len: 1 << 30, ..good }),
+        ("sequence.token + q_len", Sequence { token: Some(u32::MAX), ..good }),
+        ("sequence.new_token + new_len", Sequence { new_token: Some(u32::MAX - 3), ..good }),
+        ("sequence.q_start", Sequence { q_start: Some(i32::MIN), ..good }),
+    ];
+    for (name, sequence) in sequences {
+        assert_eq!(field(prepare(&[sequence], &|_| ()).unwrap_err()), name);
+    }
+    let overlapping = [good, Sequence { token: Some(3), ..Sequence::new(b, 2) }];
+    assert_eq!(field(prepare(&overlapping, &|_| ()).unwrap_err()), "sequence.token");
+    assert_eq!(prepare(&[good, good], &|_| ()), Err(Error::RepeatedSequence { sequence: 0 }));
+
+    let far = Layout { offset: 0, token_stride: 1 << 31, head_stride: 16 };
+    let overlap = Layout { offset: 0, token_stride: 16, head_stride: 16 };
+    let layouts: [(&str, &dyn Fn(&mut Batch<'_>)); 7] = [
+        ("q", &|b| b.q = far),
+        ("out", &|b| b.out = far),
+        ("new_k", &|b| b.new_k = far),
+        ("new_v", &|b| b.new_v = far),
+        ("lse", &|b| b.lse = Some(far)),
+        ("out", &|b| b.out = overlap),
+        ("lse", &|b| b.lse = Some(Layout { offset: 0, token_stride: 1, head_stride: 1 })),
+    ];
+    for (name, change) in layouts {
+        assert_eq!(field(prepare(&[good], change).unwrap_err()), name);
+    }
+    // Inputs may overlap: one key for all heads, say.
+    assert_eq!(
+        prepare(&[good], &|b| b.new_k = Layout { offset: 0, token_stride: 16, head_stride: 0 }),
+        Ok(())
+    );
+
+    let other = AttentionSpec::builder(6, 3, 16).build().unwrap();
+    let other_cache = KvCache::new(&device, &other, SHAPE).unwrap();
+    let mismatch = attention.prepare(&queue, &other_cache, &Batch::new(&spec(), &[]));
+    assert!(matches!(mismatch, Err(Error::CacheMismatch { .. })));
+}
+
+#[test]
+fn views_that_cannot_be_bound() {
+    let (device, queue) = device();
+    let attention = Attention::new(&device, spec(), Options::default()).unwrap();
+    let mut cache = KvCache::new(&device, &spec(), SHAPE).unwrap();
+    let id = cache.open().unwrap();
+    cache.extend(&[(id, 10)]).unwrap();
+    let sequences = [Sequence::new(id, 4)];
+    let batch = Batch::new(&spec(), &sequences);
+    let step = attention.prepare(&queue, &cache, &batch).unwrap();
+    let bytes = 4 * 6 * 16 * 4;
+    let q = buffer(&device, bytes + 256, wgpu::BufferUsages::STORAGE);
+    let out = buffer(&device, bytes, wgpu::BufferUsages::STORAGE);
+    let small = buffer(&device, bytes - 4, wgpu::BufferUsages::STORAGE);
+    let unbindable = buffer(&device, bytes, wgpu::BufferUsages::COPY_DST);
+    let whole = |buffer| wgpu::Buffer::as_entire_buffer_binding(buffer);
+    let at = |buffer, offset| wgpu::BufferBinding { buffer, offset, size: None };
+
+    let bind = |q, out, lse, layer| attention.bind(&step, layer, Io { q, out, lse });
+    assert!(bind(whole(&q), whole(&out), None, 0).is_ok());
+    assert!(bind(at(&q, 256), whole(&out), None, 1).is_ok());
+    assert!(matches!(bind(whole(&q), whole(&out), None, 2), Err(Error::NoSuchLayer { layer: 2, layers: 2 })));
+    let failing = [
+        ("q", bind(whole(&small), whole(&out), None, 0)),
+        ("q", bind(at(&q, 512), whole(&out), None, 0)),
+        ("q", bind(at(&q, u64::MAX - 255), whole(&out), None, 0)),
+        ("q", bind(at(&q, 4), whole(&out), None, 0)),
+        ("out", bind(whole(&q), whole(&small), None, 0)),
+        ("out", bind(whole(&q), whole(&unbindable), None, 0)),
+        ("lse", bind(whole(&q), whole(&out), Some(whole(&small)), 0)),
+    ];
+    for (expected, result) in failing {
+        assert!(
+            matches!(result, Err(Error::Buffer { name, .. }) if name == expected),
+            "{expected}: {result:?}"
+        );
+    }
+
+    let mut encoder = device.create_command_encoder(&Default::default());
+    let new = buffer(&device, 4 * 2 * 16 * 4, wgpu::BufferUsages::STORAGE);
+    let mut append = |k, v, layer| attention.append(&mut encoder, &step, layer, k, v);
+    assert_eq!(append(whole(&new), whole(&new), 0), Ok(()));
+    assert!(matches!(append(whole(&new), whole(&new), 9), Err(Error::NoSuchLayer { layer: 9, .. })));
+    assert!(matches!(append(whole(&unbindable), whole(&new), 0), Err(Error::Buffer { name: "new_k", .. })));
+    assert!(matches!(append(whole(&new), at(&new, 256), 0), Err(Error::Buffer { name: "new_v", .. })));
+
+    let with_lse = attention.prepare(&queue, &cache, &batch.with_lse(&spec())).unwrap();
+    let missing = attention.bind(&with_lse, 0, Io { q: whole(&q), out: whole(&out), lse: None });
+    assert!(matches!(missing, Err(Error::Buffer { name: "lse", .. })));
+}
+
+#[test]
+fn bindings_belong_to_one_preparation() {
+    let (device, queue) = device();
+    let attention = Attention::new(&device, spec(), Options::default()).unwrap();
+    let mut cache = KvCache::new(&device, &spec(), SHAPE).unwrap();
+    let id = cache.open().unwrap();
+    cache.extend(&[(id, 10)]).unwrap();
+    let sequences = [Sequence::new(id, 1)];
+    let batch = Batch::new(&spec(), &sequences);
+    let mut step = attention.prepare(&queue, &cache, &batch).unwrap();
+    let q = buffer(&device, 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
+    let out = buffer(&device, 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
+    let io = || Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+    let bindings = attention.bind(&step, 0, io()).unwrap();
+    let mut encoder = device.create_command_encoder(&Default::default());
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    for _ in 0..3 {
+        assert_eq!(attention.dispatch(&mut pass, &step, &bindings), Ok(()));
+    }
+    attention.prepare_into(&mut step, &queue, &cache, &batch).unwrap();
+    assert_eq!(field(attention.dispatch(&mut pass, &step, &bindings).unwrap_err()), "bindings");
+
+    // A failed preparation leaves the step as it was.
+    let fresh = attention.bind(&step, 0, io()).unwrap();
+    let twice = [sequences[0], sequences[0]];
+    assert!(attention.prepare_into(&mut step, &queue, &cache, &Batch::new(&spec(), &twice)).is_err());
+    assert_eq!(attention.dispatch(&mut pass, &step, &fresh), Ok(()));
+}
