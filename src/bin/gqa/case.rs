@@ -168,7 +168,7 @@ impl Case {
 
     fn spec(&self, dtype: Dtype, kv_dtype: Dtype) -> Result<AttentionSpec, gqa::Error> {
         let Extents { q_heads, kv_heads, head_dim, v_head_dim, .. } = self.extents;
-        // Every extent was found to fit.
+        // What does not fit is beyond every limit.
         let [q_heads, kv_heads, head_dim, v_head_dim] =
             [q_heads, kv_heads, head_dim, v_head_dim].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let builder = AttentionSpec::builder(q_heads, kv_heads, head_dim)
