@@ -1,5 +1,7 @@
 //! `gqa run` from end to end: the cases of `tests/data` on every adapter, exit codes, results, bad files.
 #![cfg(feature = "cli")]
+// Helpers of tests: clippy.toml allows it only in the tests themselves.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -42,7 +44,7 @@ fn reports(args: &[&str], files: &[PathBuf]) -> Vec<Value> {
     let output = gqa(&[args, &["--adapter", "all", "--format", "json"]].concat(), files);
     expect_code(&output, 0);
     let reports: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(!reports.is_empty() && reports.len() % files.len() == 0, "{} reports", reports.len());
+    assert!(!reports.is_empty() && reports.len().is_multiple_of(files.len()), "{} reports", reports.len());
     reports
 }
 
@@ -132,7 +134,7 @@ fn unsupported_cases_are_named_and_counted() {
 /// A copy of a case in which element `index` of tensor `name` (f32) is one more.
 fn spoil(case: &Path, name: &str, index: usize, to: &Path) {
     let bytes = std::fs::read(case).unwrap();
-    let (length, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut spoilt = tensors.tensor(name).unwrap().data().to_vec();
     let element: &mut [u8; 4] = (&mut spoilt[index * 4..][..4]).try_into().unwrap();
@@ -145,7 +147,6 @@ fn spoil(case: &Path, name: &str, index: usize, to: &Path) {
     let views = owned
         .iter()
         .map(|(key, dtype, shape, data)| (key, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    assert!(length > 0);
     std::fs::write(to, safetensors::serialize(views, header.metadata().clone()).unwrap()).unwrap();
 }
 
