@@ -2,6 +2,7 @@
 
 mod adapter;
 mod bench;
+mod case;
 mod info;
 mod run;
 mod verify;

@@ -1,11 +1,311 @@
-//! `gqa run`: to come.
+//! `gqa run`: case files, computed and compared.
+
+mod output;
+mod report;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use gqa::Dtype;
+use gqa::verify::{self, Gpu, Output, Problem, Setup, Tolerance};
+use gqa::wgpu;
 
 use crate::Failure;
+use crate::adapter::AdapterArgs;
+use crate::case::{Case, CaseError, Expected};
+use report::{Check, Counts, Figures, Report, Source, Status};
 
-/// To come
+/// Largest case file that is read.
+const MAX_FILE: u64 = 4 << 30;
+
+/// Compute case files and compare with the answers that they hold, else with the f64 reference
+///
+/// Exit codes: 0 all passed, 1 one failed or is unsupported, 2 a file is bad, 3 no suitable adapter.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Case files: see docs/case-format.md
+    #[arg(required = true, value_name = "CASE")]
+    cases: Vec<PathBuf>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    /// Storage of queries and outputs: f32 or f16 [default: as `q` in the file, f32 for bf16]
+    #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
+    dtype: Option<Dtype>,
+    /// Storage of the KV cache: f32, f16 or bf16 [default: as `k` in the file]
+    #[arg(long, value_name = "DTYPE")]
+    kv_dtype: Option<Dtype>,
+    /// Absolute part of the tolerance [default: from the dtypes]
+    #[arg(long, value_name = "X", value_parser = parse_tolerance)]
+    atol: Option<f64>,
+    /// Part of the tolerance relative to the expected value [default: from the dtypes]
+    #[arg(long, value_name = "X", value_parser = parse_tolerance)]
+    rtol: Option<f64>,
+    /// Write `out` and `lse` to this file, or for several cases to files in this directory
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// How to report
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
 
-pub(crate) fn main(_args: &Args) -> Result<(), Failure> {
-    Ok(())
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// A line for each case, and a summary
+    Table,
+    /// An array of objects
+    Json,
+}
+
+fn parse_dtype(s: &str) -> Result<Dtype, String> {
+    match s.parse() {
+        Ok(dtype @ (Dtype::F32 | Dtype::F16)) => Ok(dtype),
+        _ => Err("queries and outputs are stored as f32 or f16".to_owned()),
+    }
+}
+
+fn parse_tolerance(s: &str) -> Result<f64, String> {
+    let number = s.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    number.ok_or_else(|| "it must be a number, at least 0".to_owned())
+}
+
+pub(crate) fn main(args: &Args) -> Result<(), Failure> {
+    let gpus = args.adapter.open()?;
+    if args.output.is_some() && gpus.len() > 1 {
+        return Err(Failure::Usage("-o takes one adapter: name it by --adapter".to_owned()));
+    }
+    let targets = match &args.output {
+        Some(out) => output::plan(out, &args.cases)?,
+        None => Vec::new(),
+    };
+    let (mut counts, mut reports) = (Counts::default(), Vec::new());
+    for (i, path) in args.cases.iter().enumerate() {
+        let call = Call { args, path, target: targets.get(i).map(PathBuf::as_path) };
+        for report in call.reports(&gpus)? {
+            counts.add(report.status);
+            match args.format {
+                Format::Table => println!("{report}"),
+                Format::Json => reports.push(report),
+            }
+        }
+    }
+    match args.format {
+        Format::Table => println!("{counts}"),
+        Format::Json => {
+            let json = serde_json::to_string_pretty(&reports);
+            println!("{}", json.map_err(|e| Failure::Usage(e.to_string()))?);
+        }
+    }
+    match [Status::Bad, Status::Fail, Status::Unsupported].map(|status| counts.of(status)) {
+        [0, 0, 0] => Ok(()),
+        [0, ..] => Err(Failure::Mismatch),
+        [1, ..] => Err(Failure::Usage("1 file is not a good case".to_owned())),
+        [bad, ..] => Err(Failure::Usage(format!("{bad} files are not good cases"))),
+    }
+}
+
+/// One file.
+struct Call<'a> {
+    args: &'a Args,
+    path: &'a Path,
+    target: Option<&'a Path>,
+}
+
+impl Call<'_> {
+    /// A report for each adapter, or one where the file itself cannot be run.
+    fn reports(&self, gpus: &[Gpu]) -> Result<Vec<Report>, Failure> {
+        let without = |status, reason| Report {
+            file: self.path.display().to_string(),
+            adapter: None,
+            status,
+            reason: Some(reason),
+            figures: None,
+        };
+        let problem = |case: &Case| {
+            let [dtype, kv_dtype] = self.dtypes(case);
+            case.problem(dtype, kv_dtype)
+        };
+        let case =
+            read(self.path).and_then(|bytes| Case::parse(&bytes).map_err(|e| (status(&e), e.to_string())));
+        let both = case.and_then(|case| match problem(&case) {
+            Ok(problem) => Ok((case, problem)),
+            Err(e) => Err((status(&e), e.to_string())),
+        });
+        match both {
+            Ok((case, problem)) => gpus.iter().map(|gpu| self.report(gpu, &case, &problem)).collect(),
+            Err((status, reason)) => Ok(vec![without(status, reason)]),
+        }
+    }
+
+    fn dtypes(&self, case: &Case) -> [Dtype; 2] {
+        let [_, k, _] = case.stored;
+        [self.args.dtype.unwrap_or(case.default_dtype()), self.args.kv_dtype.unwrap_or(k)]
+    }
+
+    fn report(&self, gpu: &Gpu, case: &Case, problem: &Problem) -> Result<Report, Failure> {
+        let mut report = Report {
+            file: self.path.display().to_string(),
+            adapter: Some(gpu.name()),
+            status: Status::Unsupported,
+            reason: None,
+            figures: None,
+        };
+        match compute(gpu, problem) {
+            Ok(output) => {
+                if let Some(target) = self.target {
+                    output::write(target, case, &output)?;
+                }
+                let figures = self.compare(case, problem, &output);
+                report.status = if figures.passes() { Status::Pass } else { Status::Fail };
+                report.figures = Some(figures);
+            }
+            Err(reason) if reason.starts_with("the device is lost") => return Err(Failure::Adapter(reason)),
+            Err(reason) => report.reason = Some(reason),
+        }
+        Ok(report)
+    }
+
+    fn compare(&self, case: &Case, problem: &Problem, output: &Output) -> Figures {
+        let dim = case.extents.v_head_dim;
+        let source = match (&case.out, &case.lse) {
+            (None, None) => Source::Reference,
+            _ => Source::File,
+        };
+        let [out, lse] = match source {
+            Source::File => {
+                [&case.out, &case.lse].map(|expected| expected.as_ref().map(|e| e.values.clone()))
+            }
+            Source::Reference => {
+                let answers = problem.answers();
+                let out = answers.iter().flat_map(|answer| &answer.out).copied().collect();
+                let lse = answers.iter().flat_map(|answer| &answer.lse).copied().collect();
+                [Some(out), Some(lse)]
+            }
+        };
+        let [out_tolerance, lse_tolerance] = match source {
+            Source::File => tolerances(case, problem),
+            Source::Reference => {
+                [Tolerance::of_output(&problem.spec, case.largest_value()), Tolerance::of_lse()]
+            }
+        }
+        .map(|t| Tolerance {
+            atol: self.args.atol.unwrap_or(t.atol),
+            rtol: self.args.rtol.unwrap_or(t.rtol),
+        });
+        let check = |got: &[Vec<f32>], expected: &[f64], tolerance| {
+            let mismatch = verify::compare(&got.concat(), expected, tolerance);
+            (mismatch, tolerance)
+        };
+        Figures {
+            dtype: problem.spec.q_dtype().name(),
+            kv_dtype: problem.spec.kv_dtype().name(),
+            expected: source,
+            out: out.map(|expected| {
+                let (mismatch, tolerance) = check(&output.out, &expected, out_tolerance);
+                Check::new(&mismatch, tolerance, &case.position(mismatch.index, dim))
+            }),
+            lse: lse.map(|expected| {
+                let (mismatch, tolerance) = check(&output.lse, &expected, lse_tolerance);
+                let [batch, head, token, _] = case.position(mismatch.index, 1);
+                Check::new(&mismatch, tolerance, &[batch, head, token])
+            }),
+        }
+    }
+}
+
+/// What an error says of the file.
+fn status(error: &CaseError) -> Status {
+    match error {
+        CaseError::Unsupported(_) => Status::Unsupported,
+        _ => Status::Bad,
+    }
+}
+
+/// The bytes of a file, whose size is checked before.
+fn read(path: &Path) -> Result<Vec<u8>, (Status, String)> {
+    let bad = |why: String| (Status::Bad, why);
+    let meta = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?;
+    if !meta.is_file() {
+        return Err(bad("not a regular file".to_owned()));
+    }
+    if meta.len() > MAX_FILE {
+        return Err(bad(format!("it has {} bytes, more than {MAX_FILE}", meta.len())));
+    }
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| bad(e.to_string()))?;
+    // It may have grown since.
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|e| bad(e.to_string()))?;
+    Ok(bytes)
+}
+
+/// Runs the problem; errors that wgpu reports apart are caught, since they would end the program.
+fn compute(gpu: &Gpu, problem: &Problem) -> Result<Output, String> {
+    fits(gpu, problem)?;
+    let filters =
+        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+    let [internal, memory, validation] = filters.map(|filter| gpu.device.push_error_scope(filter));
+    let result = verify::run(gpu, problem, &Setup { slack: 1, ..Setup::default() });
+    // Innermost first.
+    let errors = [
+        pollster::block_on(validation.pop()),
+        pollster::block_on(memory.pop()),
+        pollster::block_on(internal.pop()),
+    ];
+    match errors.into_iter().flatten().next() {
+        Some(error) => Err(error.to_string()),
+        None => result,
+    }
+}
+
+/// That every tensor can be a buffer of this device.
+fn fits(gpu: &Gpu, problem: &Problem) -> Result<(), String> {
+    let spec = &problem.spec;
+    let size = spec.q_dtype().bytes() as usize;
+    let limit = gpu.caps.binding_size.min(gpu.caps.buffer_size);
+    let rows: usize = problem.sequences.iter().map(|s| s.q_len as usize * spec.q_heads() as usize).sum();
+    let sizes = [
+        ("q", problem.sequences.iter().map(|s| s.q.len()).sum::<usize>() * size),
+        ("k", problem.sequences.iter().map(|s| s.k.len()).sum::<usize>() * size),
+        ("v", problem.sequences.iter().map(|s| s.v.len()).sum::<usize>() * size),
+        ("out", rows * spec.v_head_dim() as usize * size),
+        ("lse", rows * 4),
+    ];
+    match sizes.iter().find(|(_, size)| *size as u64 > limit) {
+        Some((name, size)) => {
+            Err(format!("{name} needs {size} bytes, but a buffer of this device can have {limit}"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// How far results may be from what the file expects: `out`, `lse`.
+///
+/// Three things add error: f32 arithmetic; queries, keys and values that are stored with fewer bits than the file has;
+/// and 16-bit outputs, ours or those of whoever computed the expected ones. The largest counts, and values beyond 16
+/// scale it up.
+fn tolerances(case: &Case, problem: &Problem) -> [Tolerance; 2] {
+    let (q, kv) = (problem.spec.q_dtype(), problem.spec.kv_dtype());
+    let tolerance = |atol, rtol| Tolerance { atol, rtol };
+    let worse = |a: Tolerance, b: Tolerance| tolerance(a.atol.max(b.atol), a.rtol.max(b.rtol));
+    let outputs = |dtype: Dtype| match dtype {
+        Dtype::F32 => tolerance(2e-5, 2e-6),
+        Dtype::F16 => tolerance(2e-3, 1e-3),
+        Dtype::Bf16 => tolerance(1.6e-2, 8e-3),
+    };
+    // Rounded logits of a peaked softmax move whole weights, so these are larger.
+    let inputs = |(from, to): (Dtype, Dtype)| match to {
+        Dtype::F16 if from != to => tolerance(6e-3, 1e-3),
+        Dtype::Bf16 if from != to => tolerance(8e-2, 8e-3),
+        _ => outputs(Dtype::F32),
+    };
+    let [q_file, k_file, v_file] = case.stored;
+    let stored = [(q_file, q), (k_file, q), (v_file, q), (k_file, kv), (v_file, kv)];
+    let base = stored.map(inputs).into_iter().fold(outputs(Dtype::F32), worse);
+    // An expected lse is f32, but whoever works in 16 bits has logits of 16 bits.
+    let of = |expected: &Option<Expected>| match expected {
+        Some(expected) => worse(outputs(expected.dtype), outputs(case.stored[0])),
+        None => outputs(Dtype::F32),
+    };
+    let out = worse(worse(base, outputs(q)), of(&case.out));
+    let scale = (case.largest_value() / 16.0).max(1.0);
+    [Tolerance { atol: out.atol * scale, ..out }, worse(base, of(&case.lse))]
 }
