@@ -39,6 +39,15 @@ pub struct Io<'a> {
     pub lse: Option<wgpu::BufferBinding<'a>>,
 }
 
+/// New keys and values of one layer, in the spec's `q_dtype`; the layouts of the [`Batch`] say where the elements lie.
+#[derive(Debug, Clone)]
+pub struct NewKv<'a> {
+    /// New keys.
+    pub k: wgpu::BufferBinding<'a>,
+    /// New values.
+    pub v: wgpu::BufferBinding<'a>,
+}
+
 /// Tensors of one layer, bound: [`Attention::bind`] once, [`Attention::dispatch`] as often as the step is used.
 #[derive(Debug, Clone)]
 pub struct Bindings {
@@ -129,7 +138,7 @@ impl Attention {
         let resolved = batch.resolve(spec, cache.table())?;
         step.layers = cache.shared_layers();
         let upload = Upload { device: &self.device, queue, workgroups: self.caps.workgroups };
-        step.fill(&upload, &self.plan, batch, &resolved, cache.table().capacity());
+        step.fill(&upload, &self.plan, batch, &resolved);
         Ok(())
     }
 
@@ -142,14 +151,13 @@ impl Attention {
         encoder: &mut wgpu::CommandEncoder,
         step: &Step,
         layer: u32,
-        new_k: wgpu::BufferBinding<'_>,
-        new_v: wgpu::BufferBinding<'_>,
+        new: NewKv<'_>,
     ) -> Result<(), Error> {
         let Layer { k, v } = self.layer(step, layer)?;
         let Some((work, [x, y, z])) = step.append.get() else { return Ok(()) };
         let dtype = self.plan.spec().q_dtype();
-        let new_k = self.view("new_k", &new_k, step.needs.new_k, dtype)?;
-        let new_v = self.view("new_v", &new_v, step.needs.new_v, dtype)?;
+        let new_k = self.view("new_k", &new.k, step.needs.new_k, dtype)?;
+        let new_v = self.view("new_v", &new.v, step.needs.new_v, dtype)?;
         let resources =
             [work.as_entire_binding(), new_k, new_v, k.as_entire_binding(), v.as_entire_binding()];
         let group = bind(&self.device, &self.append, &resources);
@@ -278,7 +286,7 @@ impl Attention {
             );
         }
         let alignment = u64::from(self.caps.offset_alignment);
-        if view.offset % alignment != 0 {
+        if !view.offset.is_multiple_of(alignment) {
             return fail(
                 "its offset is misaligned",
                 format!("a multiple of {alignment}"),

@@ -73,6 +73,8 @@ impl<'a> Batch<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Resolved {
     pub(crate) sequences: Vec<StepSequence>,
+    /// Slots of each sequence in the cache.
+    pub(crate) slots: u32,
     /// Tokens that `q`, `out` and `lse` reach.
     pub(crate) tokens: u32,
     /// Tokens that `new_k` and `new_v` reach.
@@ -111,9 +113,9 @@ impl Batch<'_> {
             next = count("sequence.token + q_len", u64::from(token) + u64::from(s.q_len))?;
             next_new = count("sequence.new_token + new_len", u64::from(new_token) + u64::from(s.new_len))?;
             let q_start = s.q_start.map_or(i64::from(kv_len) - i64::from(s.q_len), i64::from);
-            if q_start.unsigned_abs() >= MAX_COUNT {
-                return Err(Error::field("sequence.q_start", q_start, "it must lie within +-2^31"));
-            }
+            // Beyond the last key, and before the first by all queries, nothing changes; shaders add rows to it in i32.
+            let q_start = q_start.clamp(-i64::from(s.q_len), i64::from(kv_len));
+            count("sequence.kv_len + q_len", u64::from(kv_len) + u64::from(s.q_len))?;
             tokens = tokens.max(next);
             new_tokens = new_tokens.max(next_new);
             sequences.push(StepSequence {
@@ -127,7 +129,7 @@ impl Batch<'_> {
             });
         }
         check_apart(&sequences)?;
-        let resolved = Resolved { sequences, tokens, new_tokens };
+        let resolved = Resolved { sequences, slots: table.capacity(), tokens, new_tokens };
         self.check_layouts(spec, &resolved)?;
         Ok(resolved)
     }

@@ -22,7 +22,7 @@ pub mod profile;
 #[cfg(feature = "cli")]
 pub mod verify;
 
-pub use attention::{Attention, Bindings, Io};
+pub use attention::{Attention, Bindings, Io, NewKv};
 pub use batch::{Batch, Sequence};
 pub use cache::{CacheShape, KvCache, Layer};
 pub use caps::Caps;

@@ -97,7 +97,7 @@ impl SequenceTable {
     /// # Errors
     /// [`Error::SequenceFull`], [`Error::StaleSequence`], [`Error::RepeatedSequence`]: all lengths are as before.
     pub(crate) fn extend(&mut self, growth: &[(SequenceId, u32)]) -> Result<(), Error> {
-        for (i, &(id, tokens)) in growth.iter().enumerate() {
+        for &(id, tokens) in growth {
             let used = self.entry(id)?.len;
             let needed = u64::from(used) + u64::from(tokens);
             if needed > u64::from(self.capacity) {
@@ -108,9 +108,11 @@ impl SequenceTable {
                     capacity: self.capacity,
                 });
             }
-            if growth[..i].iter().any(|(other, _)| *other == id) {
-                return Err(Error::RepeatedSequence { sequence: id.index });
-            }
+        }
+        let mut indices: Vec<_> = growth.iter().map(|(id, _)| id.index).collect();
+        indices.sort_unstable();
+        if let Some(pair) = indices.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::RepeatedSequence { sequence: pair[0] });
         }
         for &(id, tokens) in growth {
             self.entry_mut(id)?.len += tokens;

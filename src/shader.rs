@@ -223,9 +223,8 @@ impl Variant {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
         let _ = writeln!(text, "const CAUSAL: bool = {};", spec.causal());
-        // Scales near f32's ends must not become a literal that WGSL refuses (infinity or subnormal).
-        let scale = f64::from(spec.scale()) * std::f64::consts::LOG2_E;
-        let scale = scale.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
+        let scale = spec.scale() * std::f32::consts::LOG2_E;
+        // WGSL leaves subnormal literals open.
         let scale = if scale.is_subnormal() { 0.0 } else { scale };
         let _ = writeln!(text, "const SCALE_LOG2: f32 = {scale:e}f;");
     }

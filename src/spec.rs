@@ -181,7 +181,7 @@ impl SpecBuilder {
         self.0.kv_dtype = dtype;
         self
     }
-    /// What multiplies `q k^T`: any finite number.
+    /// What multiplies `q k^T`: any number of magnitude 2.3e38 or less.
     pub fn scale(mut self, scale: f32) -> Self {
         self.0.scale = scale;
         self
@@ -209,7 +209,7 @@ impl SpecBuilder {
         range("kv_heads", spec.kv_heads, MAX_HEADS)?;
         range("head_dim", spec.head_dim, MAX_HEAD_DIM)?;
         range("v_head_dim", spec.v_head_dim, MAX_HEAD_DIM)?;
-        if spec.q_heads % spec.kv_heads != 0 {
+        if !spec.q_heads.is_multiple_of(spec.kv_heads) {
             let needed = format!("it must divide q_heads, which is {}", spec.q_heads);
             return Err(Error::field("kv_heads", spec.kv_heads, needed));
         }
@@ -220,8 +220,13 @@ impl SpecBuilder {
                 "queries and outputs are stored as f32 or f16",
             ));
         }
-        if !spec.scale.is_finite() {
-            return Err(Error::field("scale", spec.scale, "it must be finite"));
+        // Kernels work in base 2: the scale is multiplied by log2(e) before it meets a logit.
+        if !(spec.scale * std::f32::consts::LOG2_E).is_finite() {
+            return Err(Error::field(
+                "scale",
+                spec.scale,
+                "it must be finite, and at most 2.3e38 in magnitude",
+            ));
         }
         Ok(spec)
     }

@@ -110,14 +110,7 @@ impl Step {
     }
 
     /// Fills every work list, reusing buffers that are large enough.
-    pub(crate) fn fill(
-        &mut self,
-        upload: &Upload<'_>,
-        plan: &Plan,
-        batch: &Batch<'_>,
-        resolved: &Resolved,
-        slots: u32,
-    ) {
+    pub(crate) fn fill(&mut self, upload: &Upload<'_>, plan: &Plan, batch: &Batch<'_>, resolved: &Resolved) {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         self.stamp = NEXT.fetch_add(1, Ordering::Relaxed);
         let spec = plan.spec();
@@ -128,7 +121,7 @@ impl Step {
         let lse = batch.lse.unwrap_or_else(|| crate::Layout::tokens_heads(0, 0));
         let params = Params {
             items: 0,
-            slots,
+            slots: resolved.slots,
             lse: u32::from(batch.lse.is_some()),
             q_offset: batch.q.offset,
             q_token: batch.q.token_stride,

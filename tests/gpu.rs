@@ -1,4 +1,5 @@
 //! Kernels against the reference, on every adapter of this machine. No adapter is a failure, not a pass.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gqa::verify::{Arrangement, random_setup, run};
 use gqa::verify::{
@@ -132,7 +133,8 @@ fn prefill_fetches_visible_keys_once_per_tile() {
 fn rows_that_see_nothing_give_zero_and_minus_infinity() {
     for gpu in gpus() {
         for family in FAMILIES {
-            for (q_len, kv_len, q_start) in [(3, 0, None), (9, 4, None), (40, 8, Some(-20)), (2, 5, Some(-1))]
+            for (q_len, kv_len, q_start) in
+                [(3, 0, None), (9, 4, None), (40, 8, Some(-20)), (2, 5, Some(-1)), (20, 9, Some(i32::MIN))]
             {
                 let spec = AttentionSpec::builder(6, 2, 24).q_dtype(Dtype::F16).build().unwrap();
                 let mut problem = problem(&spec, q_len, kv_len);
@@ -141,6 +143,21 @@ fn rows_that_see_nothing_give_zero_and_minus_infinity() {
                 assert_eq!(check(&problem, &output), Ok(()), "{}, {family:?}", gpu.name());
                 assert_eq!(output.lse[0][0], f32::NEG_INFINITY);
                 assert!(output.out[0][..24].iter().all(|x| *x == 0.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_far_behind_the_keys_see_all() {
+    for gpu in gpus() {
+        for family in FAMILIES {
+            let spec = AttentionSpec::builder(4, 2, 8).build().unwrap();
+            for (q_len, q_start) in [(1, i32::MAX), (20, i32::MAX - 7), (40, 30)] {
+                let mut problem = problem(&spec, q_len, 30);
+                problem.sequences[0].q_start = Some(q_start);
+                let result = run(&gpu, &problem, &with(family)).and_then(|output| check(&problem, &output));
+                assert_eq!(result, Ok(()), "{}, {family:?}, q_start {q_start}", gpu.name());
             }
         }
     }

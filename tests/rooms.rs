@@ -1,4 +1,5 @@
 //! Which module may look into which: reads the `use` lines of the sources.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! Every shader variant that plans can emit, through naga to every target; and structs, Rust against WGSL. No GPU needed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 

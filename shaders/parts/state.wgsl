@@ -25,13 +25,14 @@ fn write_lse(token: u32, head: u32, m: f32, d: f32) {
     if work.params.lse == 1u {
         let index = work.params.lse_offset + token * work.params.lse_token + head * work.params.lse_head;
         var bits = 0xff800000u;
-        if d > 0.0 {
+        if d != 0.0 {
             bits = bitcast<u32>((m + log2(d)) * LN_2);
         }
         lse[index] = bits;
     }
 }
 
+// A NaN among the keys that a row sees stays NaN.
 fn normalise(o: vec4<f32>, d: f32) -> vec4<f32> {
-    return select(vec4(0.0), o / d, d > 0.0);
+    return select(o / d, vec4(0.0), d == 0.0);
 }

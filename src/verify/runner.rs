@@ -2,7 +2,7 @@
 
 use super::adapters::Gpu;
 use super::problem::{Problem, Tensor};
-use crate::attention::{Attention, Io};
+use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache};
 use crate::error::Error;
@@ -164,7 +164,9 @@ impl Call<'_> {
         let step = attention.prepare(&gpu.queue, cache, &batch).map_err(text)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         let whole = wgpu::Buffer::as_entire_buffer_binding;
-        attention.append(&mut encoder, &step, layer, whole(&new_k), whole(&new_v)).map_err(text)?;
+        attention
+            .append(&mut encoder, &step, layer, NewKv { k: whole(&new_k), v: whole(&new_v) })
+            .map_err(text)?;
         if let Some(counter) = attention.fetch_counter() {
             encoder.clear_buffer(counter, 0, None);
         }
@@ -172,7 +174,7 @@ impl Call<'_> {
         attention.record(&mut encoder, &step, layer, io).map_err(text)?;
         gpu.finish(encoder)?;
         let fetches = match attention.fetch_counter() {
-            Some(counter) => gpu.download(counter)?.get(..4).map(|b| bytemuck::pod_read_unaligned(b)),
+            Some(counter) => gpu.download(counter)?.get(..4).map(bytemuck::pod_read_unaligned),
             None => None,
         };
         for (tensor, buffer) in [(&mut out, &out_buffer), (&mut lse, &lse_buffer)] {
