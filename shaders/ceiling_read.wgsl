@@ -1,8 +1,8 @@
 // Read ceiling: streams a buffer once and adds everything up, so that no load can be left out.
 // Invocations of a workgroup read consecutive elements, STRIDE apart from one step to the next.
 //
-// Bindings: 0 the buffer, 1 a sum per workgroup that is never negative zero, so that it must be computed.
-// Prelude: Element (what one load brings), `fold` (its sum), THREADS, STEPS (elements per invocation, a multiple of UNROLL = 4).
+// Bindings: 0 the buffer, 1 a sum per workgroup, so that it must be computed.
+// Prelude: Element (what one load brings), `fold` (its sum), THREADS, STEPS (elements per invocation, a multiple of 4).
 
 @group(0) @binding(0) var<storage, read> source: array<Element>;
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;

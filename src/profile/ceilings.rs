@@ -12,65 +12,99 @@ pub struct Ceilings {
     pub fma_flops_per_s: f64,
 }
 
-/// Bytes that the read kernels stream: the size of a layer's cache at a few thousand tokens.
+/// Bytes that the read kernels stream: from the size of a short layer's cache to beyond what caches hold.
 const READ_SIZES: [u64; 2] = [8 << 20, 32 << 20];
-/// Samples of each kernel; the best counts, since nothing must honestly beat a ceiling.
-const SAMPLES: usize = 5;
+/// Elements that an invocation of a read kernel reads.
+const READ_STEPS: u64 = 16;
 /// Multiply-adds of one step of `ceiling_fma.wgsl`: eight chains, sixteen of each.
-const CHAINS: u64 = 8 * 16;
+const CHAIN_FMAS: u64 = 8 * 16;
+/// Steps of a multiply-add kernel: enough to forget the loop and the start of a workgroup.
+const FMA_STEPS: u64 = 512;
+/// Kernels of either kind that stay in the race after one sample each.
+const FINALISTS: usize = 3;
 
-/// Measures both, in about a second on a GPU and a few on a CPU.
-///
-/// # Errors
-/// When the device is lost.
-pub fn measure_ceilings(gpu: &Gpu) -> Result<Ceilings, String> {
-    let mut read: f64 = 0.0;
-    let zeros = gpu.upload("gqa.ceiling", &vec![0; 32 << 20]);
-    for (element, fold, bytes) in [
-        ("f32", "x", 4),
-        ("vec2<f32>", "x.x + x.y", 8),
-        ("vec4<f32>", "x.x + x.y + x.z + x.w", 16),
-        ("vec4<u32>", "f32(x.x | x.y | x.z | x.w)", 16),
-    ] {
-        for threads in [8, 32, 64, 256] {
-            for size in READ_SIZES {
-                let steps = 16;
-                let workgroups = (size / bytes / (threads * steps)) as u32;
-                if workgroups > gpu.caps.workgroups {
-                    continue;
-                }
-                let constants = [("THREADS", threads), ("STEPS", steps)];
-                let text =
-                    prelude(element, fold, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
-                let seconds = best_time(gpu, &text, &zeros, workgroups)?;
-                read = read.max(size as f64 / seconds);
-            }
-        }
-    }
-    let mut fma: f64 = 0.0;
-    for (element, fold, lanes) in
-        [("f32", "x", 1), ("vec2<f32>", "x.x + x.y", 2), ("vec4<f32>", "x.x + x.y + x.z + x.w", 4)]
-    {
-        for mad in ["x * y + z", "fma(x, y, z)"] {
-            for threads in [8, 64, 256] {
-                let (steps, workgroups) = (512, gpu.caps.fill() * if gpu.caps.software { 1 } else { 8 });
-                let constants = [("THREADS", threads), ("STEPS", steps)];
-                let mad_text = format!(
-                    "fn mad(x: Element, y: Element, z: Element) -> Element {{\n    return {mad};\n}}\n"
-                );
-                let text = prelude(element, fold, &constants)
-                    + &mad_text
-                    + include_str!("../../shaders/ceiling_fma.wgsl");
-                let seconds = best_time(gpu, &text, &zeros, workgroups)?;
-                let flops = 2 * lanes * CHAINS * threads * steps * u64::from(workgroups);
-                fma = fma.max(flops as f64 / seconds);
-            }
-        }
-    }
-    Ok(Ceilings { read_bytes_per_s: read, fma_flops_per_s: fma })
+/// The fastest ceiling kernels of an adapter, to be sampled in turn with what is measured against them: an adapter's clock
+/// drifts, and a ceiling of another minute is no ceiling.
+pub struct CeilingSamplers<'a> {
+    read: Vec<Candidate<'a>>,
+    fma: Vec<Candidate<'a>>,
 }
 
-fn prelude(element: &str, fold: &str, constants: &[(&str, u64)]) -> String {
+struct Candidate<'a> {
+    /// Bytes or operations of one repetition.
+    work: f64,
+    sampler: Sampler<'a>,
+}
+
+impl Candidate<'_> {
+    fn rate(&self) -> f64 {
+        self.work / self.sampler.result().0
+    }
+}
+
+impl<'a> CeilingSamplers<'a> {
+    /// Tries every ceiling kernel once and keeps the fastest.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    pub fn new(gpu: &'a Gpu) -> Result<Self, String> {
+        let largest = READ_SIZES.into_iter().max().unwrap_or_default();
+        let zeros = gpu.upload("gqa.ceiling", &vec![0; largest as usize]);
+        let mut read = Vec::new();
+        for (element, bytes) in [("f32", 4), ("vec2<f32>", 8), ("vec4<f32>", 16)] {
+            for (threads, size) in [8, 32, 64, 256].into_iter().flat_map(|t| READ_SIZES.map(|s| (t, s))) {
+                let workgroups = size / bytes / (threads * READ_STEPS);
+                let constants = [("THREADS", threads), ("STEPS", READ_STEPS)];
+                let text = prelude(element, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
+                if workgroups <= u64::from(gpu.caps.workgroups) {
+                    read.push(candidate(gpu, &text, &zeros, (workgroups as u32, size))?);
+                }
+            }
+        }
+        let workgroups = gpu.caps.fill() * if gpu.caps.software { 1 } else { 8 };
+        let mut fma = Vec::new();
+        for (element, lanes) in [("f32", 1), ("vec2<f32>", 2), ("vec4<f32>", 4)] {
+            for (mad, threads) in
+                ["x * y + z", "fma(x, y, z)"].into_iter().flat_map(|m| [8, 64, 256].map(|t| (m, t)))
+            {
+                let constants = [("THREADS", threads), ("STEPS", FMA_STEPS)];
+                let text = prelude(element, &constants)
+                    + &format!(
+                        "fn mad(x: Element, y: Element, z: Element) -> Element {{\n    return {mad};\n}}\n"
+                    )
+                    + include_str!("../../shaders/ceiling_fma.wgsl");
+                let flops = 2 * lanes * CHAIN_FMAS * threads * FMA_STEPS * u64::from(workgroups);
+                fma.push(candidate(gpu, &text, &zeros, (workgroups, flops))?);
+            }
+        }
+        for candidates in [&mut read, &mut fma] {
+            candidates.sort_by(|a, b| b.rate().total_cmp(&a.rate()));
+            candidates.truncate(FINALISTS);
+        }
+        Ok(Self { read, fma })
+    }
+
+    /// Takes one more sample of each.
+    ///
+    /// # Errors
+    /// When the device is lost.
+    pub fn sample(&mut self) -> Result<(), String> {
+        self.read.iter_mut().chain(&mut self.fma).try_for_each(|candidate| candidate.sampler.sample())
+    }
+
+    /// The best median of either kind.
+    pub fn result(&self) -> Ceilings {
+        let best = |candidates: &[Candidate<'_>]| candidates.iter().map(Candidate::rate).fold(0.0, f64::max);
+        Ceilings { read_bytes_per_s: best(&self.read), fma_flops_per_s: best(&self.fma) }
+    }
+}
+
+fn prelude(element: &str, constants: &[(&str, u64)]) -> String {
+    let fold = match element {
+        "f32" => "x",
+        "vec2<f32>" => "x.x + x.y",
+        _ => "x.x + x.y + x.z + x.w",
+    };
     let mut text =
         format!("alias Element = {element};\nfn fold(x: Element) -> f32 {{\n    return {fold};\n}}\n");
     for (name, value) in constants {
@@ -79,8 +113,13 @@ fn prelude(element: &str, fold: &str, constants: &[(&str, u64)]) -> String {
     text
 }
 
-/// Seconds of the fastest run of a ceiling kernel.
-fn best_time(gpu: &Gpu, text: &str, source: &wgpu::Buffer, workgroups: u32) -> Result<f64, String> {
+/// A ceiling kernel over `source`, compiled and sampled once.
+fn candidate<'a>(
+    gpu: &'a Gpu,
+    text: &str,
+    source: &wgpu::Buffer,
+    (workgroups, work): (u32, u64),
+) -> Result<Candidate<'a>, String> {
     let device = &gpu.device;
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some("gqa.ceiling"),
@@ -106,15 +145,13 @@ fn best_time(gpu: &Gpu, text: &str, source: &wgpu::Buffer, workgroups: u32) -> R
             wgpu::BindGroupEntry { binding: 1, resource: sums.as_entire_binding() },
         ],
     });
-    let record = |encoder: &mut wgpu::CommandEncoder| {
+    let record = move |encoder: &mut wgpu::CommandEncoder| {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(workgroups, 1, 1);
     };
-    let mut sampler = Sampler::new(gpu, Box::new(record), 0.01)?;
-    for _ in 0..SAMPLES {
-        sampler.sample()?;
-    }
-    Ok(sampler.result().1)
+    let mut sampler = Sampler::new(gpu, Box::new(record), 0.02)?;
+    sampler.sample()?;
+    Ok(Candidate { work: work as f64, sampler })
 }

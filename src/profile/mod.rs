@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::verify::Gpu;
 
-pub use ceilings::{Ceilings, measure_ceilings};
+pub use ceilings::{CeilingSamplers, Ceilings};
 pub use workload::{Row, Shape, Workload};
 
 /// What to repeat: records itself into an encoder.

@@ -5,7 +5,7 @@ mod table;
 
 use std::path::PathBuf;
 
-use gqa::profile::{Ceilings, Row, Sampler, Shape, Workload, measure_ceilings};
+use gqa::profile::{CeilingSamplers, Ceilings, Row, Sampler, Shape, Workload};
 use gqa::verify::{Gpu, Runner, Setup, check, random_problem_of};
 use gqa::{AttentionSpec, Options};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -137,8 +137,8 @@ fn measure(gpu: &Gpu, shapes: &[Shape], samples: usize, bar: &ProgressBar) -> Re
         bar.set_message(format!("verifying {}/{} heads", spec.q_heads(), spec.kv_heads()));
         verify(gpu, spec)?;
     }
-    bar.set_message("measuring ceilings");
-    let ceilings = measure_ceilings(gpu).map_err(Failure::Adapter)?;
+    bar.set_message("trying ceiling kernels");
+    let mut ceilings = CeilingSamplers::new(gpu).map_err(Failure::Adapter)?;
 
     let mut workloads = Vec::new();
     for (i, shape) in shapes.iter().enumerate() {
@@ -158,10 +158,12 @@ fn measure(gpu: &Gpu, shapes: &[Shape], samples: usize, bar: &ProgressBar) -> Re
     }
     for sample in 0..samples {
         bar.set_message(format!("sample {} of {samples}", sample + 1));
+        ceilings.sample().map_err(Failure::Adapter)?;
         for sampler in &mut samplers {
             sampler.sample().map_err(Failure::Adapter)?;
         }
     }
+    let ceilings = ceilings.result();
     let rows = workloads.iter().zip(&samplers).map(|(w, s)| w.row(s.result(), &ceilings)).collect();
     Ok(Report {
         adapter: gpu.name(),
