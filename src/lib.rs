@@ -1,5 +1,65 @@
-//! gqa (docs to come)
-#![warn(missing_docs)]
+//! Grouped-query attention on every GPU: prefill, decode and a KV cache for [`wgpu`].
+//!
+//! A program that owns a [`wgpu::Device`] gets attention recorded into its own command encoder, on Vulkan, Metal, DX12, GL and
+//! WebGPU. Keys and values are read **once per group** of query heads, never once per query head: decoding is bound by that read,
+//! so it is the point of grouped-query attention ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)). MHA (groups of 1) and
+//! MQA (one KV head) are the two ends of the same [`AttentionSpec`].
+//!
+//! # A tour
+//!
+//! | you have | you call | how often |
+//! | --- | --- | --- |
+//! | heads, dims, storage types | [`AttentionSpec::builder`] | once |
+//! | a device | [`Attention::new`]: plans and compiles | once per spec |
+//! | a model's layers | [`KvCache::new`] | once |
+//! | a conversation | [`KvCache::open`], at its end [`KvCache::close`] | once per sequence |
+//! | new tokens | [`KvCache::extend`], [`Attention::prepare`] | once per forward call |
+//! | their K, V and queries of a layer | [`Attention::append`], [`Attention::record`] | once per layer |
+//!
+//! The library never submits, polls, blocks or maps, and [`Attention::record`] creates no buffer and compiles nothing.
+//!
+//! ```
+//! use gqa::{Attention, AttentionSpec, Batch, CacheShape, Dtype, Io, KvCache, NewKv, Options, Sequence};
+//!
+//! # let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+//! # let tensor = |elements: u64| {
+//! #     let usage = wgpu::BufferUsages::STORAGE;
+//! #     let descriptor = wgpu::BufferDescriptor { label: None, size: elements * 4, usage, mapped_at_creation: false };
+//! #     device.create_buffer(&descriptor)
+//! # };
+//! let spec = AttentionSpec::builder(32, 8, 128).kv_dtype(Dtype::F16).build()?;
+//! let attention = Attention::new(&device, spec.clone(), Options::default())?;
+//! let mut cache = KvCache::new(&device, &spec, CacheShape { layers: 2, sequences: 4, capacity: 2048 })?;
+//!
+//! // A prompt of 100 tokens and, in the same call, the next token of another sequence.
+//! let (prompt, chat) = (cache.open()?, cache.open()?);
+//! cache.extend(&[(prompt, 100), (chat, 1)])?;
+//! let sequences = [Sequence::new(prompt, 100), Sequence::new(chat, 1)];
+//! let step = attention.prepare(&queue, &cache, &Batch::new(&spec, &sequences))?;
+//!
+//! // The model's own tensors, [tokens, heads, dim]; other strides go into the batch.
+//! let (q, out) = (tensor(101 * 32 * 128), tensor(101 * 32 * 128));
+//! let (k, v) = (tensor(101 * 8 * 128), tensor(101 * 8 * 128));
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! for layer in 0..2 {
+//!     let new = NewKv { k: k.as_entire_buffer_binding(), v: v.as_entire_buffer_binding() };
+//!     attention.append(&mut encoder, &step, layer, new)?;
+//!     let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+//!     attention.record(&mut encoder, &step, layer, io)?;
+//! }
+//! queue.submit([encoder.finish()]);
+//! # Ok::<(), gqa::Error>(())
+//! ```
+//!
+//! # Which kernels run
+//!
+//! [`Plan`] chooses from the spec and the device's [`Caps`], and its `Display` says why; `gqa info --heads 32/8` prints it. Every
+//! kernel runs without any optional feature; [`device_descriptor`] requests what makes them faster.
+//!
+//! # What is true
+//!
+//! [`reference`] defines every result, in f64. [`verify`] and the `gqa` command (feature `cli`, on by default) hold the kernels
+//! against it on the adapters of the machine at hand; applications switch the default features off.
 
 mod attention;
 mod batch;
@@ -12,13 +72,12 @@ mod pages;
 pub mod params;
 mod pipeline;
 pub mod plan;
+#[cfg(feature = "cli")]
+pub mod profile;
 pub mod reference;
 pub mod shader;
 mod spec;
 mod step;
-
-#[cfg(feature = "cli")]
-pub mod profile;
 #[cfg(feature = "cli")]
 pub mod verify;
 

@@ -51,7 +51,8 @@ fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
         tests,
     ];
     if !quick {
-        let command = setup::gqa(&["verify", "--adapter", "all", "--count", "200"]);
+        let command =
+            setup::gqa(&["verify", "--adapter", "all", "--seed", "9600", "--count", "96", "--laws", "0"]);
         steps.push(Step { name: "verify", command });
     }
     steps

@@ -1,0 +1,54 @@
+//! The host's side, on a device that does nothing: `Plan::new`, `prepare`, `record`.
+
+use criterion::Criterion;
+use gqa::{Attention, AttentionSpec, Batch, CacheShape, Caps, Dtype, Io, KvCache, Options, Plan, Sequence};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    let spec = AttentionSpec::builder(32, 8, 128).kv_dtype(Dtype::F16).build()?;
+    let mut criterion = Criterion::default().configure_from_args();
+    criterion.bench_function("plan", |bencher| {
+        bencher.iter(|| Plan::new(&spec, &Caps::minimal(), &Options::default()));
+    });
+
+    let attention = Attention::new(&device, spec.clone(), Options::default())?;
+    let mut cache = KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 256, capacity: 256 })?;
+    let mut sequences = Vec::new();
+    for i in 0..256 {
+        let id = cache.open()?;
+        cache.extend(&[(id, i)])?;
+        // Decodes, and a prefill now and then.
+        sequences.push(Sequence::new(id, if i % 16 == 15 { i } else { 1.min(i) }));
+    }
+    let batch = Batch::new(&spec, &sequences);
+    let mut step = attention.prepare(&queue, &cache, &batch)?;
+    criterion.bench_function("prepare, 256 sequences", |bencher| {
+        bencher.iter(|| {
+            // The submission takes the writes away; they would pile up otherwise.
+            queue.submit([]);
+            attention.prepare_into(&mut step, &queue, &cache, &batch)
+        });
+    });
+
+    let tokens: u64 = sequences.iter().map(|s| u64::from(s.q_len)).sum();
+    let tensor = |label| {
+        let usage = wgpu::BufferUsages::STORAGE;
+        let size = tokens * 32 * 128 * 4;
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
+    };
+    let (q, out) = (tensor("q"), tensor("out"));
+    criterion.bench_function("record", |bencher| {
+        bencher.iter(|| {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+            attention.record(&mut encoder, &step, 0, io)
+        });
+    });
+    criterion.final_summary();
+    Ok(())
+}
