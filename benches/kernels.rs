@@ -8,8 +8,9 @@ use gqa::verify::{AdapterChoice, Gpu, adapters};
 use gqa::{AttentionSpec, Dtype, Options};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let adapter = AdapterChoice::Best.pick(adapters()).pop().ok_or("no adapter: try `cargo xtask setup`")?;
-    let gpu = Gpu::open(&adapter)?;
+    let all = adapters();
+    let best = AdapterChoice::Best.pick(&all).pop().ok_or("no adapter: try `cargo xtask setup`")?;
+    let gpu = Gpu::open(&all[best])?;
     let mut criterion = Criterion::default().sample_size(20).configure_from_args();
     let mut group = criterion.benchmark_group(gpu.name());
     for (name, kv_heads, q_len, kv_len) in [

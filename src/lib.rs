@@ -58,7 +58,7 @@
 //!
 //! # What is true
 //!
-//! [`reference`] defines every result, in f64. [`verify`] and the `gqa` command (feature `cli`, on by default) hold the kernels
+//! [`mod@reference`] defines every result, in f64. [`verify`] and the `gqa` command (feature `cli`, on by default) hold the kernels
 //! against it on the adapters of the machine at hand; applications switch the default features off.
 
 mod attention;
@@ -93,3 +93,8 @@ pub use plan::{Family, Options, Plan};
 pub use spec::{AttentionSpec, Dtype, MAX_HEAD_DIM, MAX_HEADS, SpecBuilder};
 pub use step::Step;
 pub use wgpu;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::Error;
 
-/// Names an open sequence of one cache. Stale after [`close`](SequenceTable::close), and no use to another cache.
+/// Names an open sequence of one cache. Stale after [`KvCache::close`](crate::KvCache::close), and no use to another cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SequenceId {
     table: u32,

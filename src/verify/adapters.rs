@@ -34,6 +34,17 @@ pub enum AdapterChoice {
     All,
 }
 
+impl std::fmt::Display for AdapterChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Best => f.write_str("$WGPU_ADAPTER_NAME, or the best"),
+            Self::Index(index) => write!(f, "index {index}"),
+            Self::Name(name) => write!(f, "{name:?}"),
+            Self::All => f.write_str("all"),
+        }
+    }
+}
+
 impl std::str::FromStr for AdapterChoice {
     type Err = std::convert::Infallible;
 
@@ -47,20 +58,20 @@ impl std::str::FromStr for AdapterChoice {
 }
 
 impl AdapterChoice {
-    /// The chosen ones among `all`; empty where nothing matches.
-    pub fn pick(&self, all: Vec<wgpu::Adapter>) -> Vec<wgpu::Adapter> {
-        let named = |name: &str, all: Vec<wgpu::Adapter>| {
+    /// Indices of the chosen ones among `all`; empty where nothing matches.
+    pub fn pick(&self, all: &[wgpu::Adapter]) -> Vec<usize> {
+        let named = |name: &str| {
             let name = name.to_lowercase();
-            let matches = |a: &wgpu::Adapter| describe(&a.get_info()).to_lowercase().contains(&name);
-            all.into_iter().find(matches).into_iter().collect()
+            let found = all.iter().position(|a| describe(&a.get_info()).to_lowercase().contains(&name));
+            found.into_iter().collect()
         };
         match self {
-            Self::All => all,
-            Self::Index(index) => all.into_iter().nth(*index).into_iter().collect(),
-            Self::Name(name) => named(name, all),
+            Self::All => (0..all.len()).collect(),
+            Self::Index(index) => Some(*index).filter(|i| *i < all.len()).into_iter().collect(),
+            Self::Name(name) => named(name),
             Self::Best => match std::env::var("WGPU_ADAPTER_NAME") {
-                Ok(name) => named(&name, all),
-                Err(_) => all.into_iter().min_by_key(|a| rank(&a.get_info())).into_iter().collect(),
+                Ok(name) => named(&name),
+                Err(_) => (0..all.len()).min_by_key(|i| rank(&all[*i].get_info())).into_iter().collect(),
             },
         }
     }

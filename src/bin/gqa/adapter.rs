@@ -15,29 +15,27 @@ pub(crate) struct AdapterArgs {
 impl AdapterArgs {
     /// Opens the chosen adapters: at least one.
     pub(crate) fn open(&self) -> Result<Vec<Gpu>, Failure> {
+        Ok(self.open_indexed(AdapterChoice::Best)?.into_iter().map(|(_, gpu)| gpu).collect())
+    }
+
+    /// Opens the chosen adapters, or `default`, each with its index.
+    pub(crate) fn open_indexed(&self, default: AdapterChoice) -> Result<Vec<(usize, Gpu)>, Failure> {
         let all = adapters();
         if all.is_empty() {
             return Err(Failure::Adapter(no_adapter().to_owned()));
         }
-        let choice = self.adapter.clone().unwrap_or_default();
-        let picked = choice.pick(all);
+        let choice = self.adapter.as_ref().unwrap_or(&default);
+        let picked = choice.pick(&all);
         if picked.is_empty() {
             return Err(Failure::Adapter(format!(
-                "no adapter matches {choice:?}: `gqa info` lists those of this machine"
+                "no adapter matches {choice}: `gqa info` lists those of this machine"
             )));
         }
-        let open = |adapter| Gpu::open(adapter).map_err(|e| Failure::Adapter(e.to_string()));
-        picked.iter().map(open).collect()
-    }
-
-    /// Opens the chosen adapters, or all of them where none is chosen.
-    pub(crate) fn open_or_all(&self) -> Result<Vec<Gpu>, Failure> {
-        match self.adapter {
-            None if std::env::var_os("WGPU_ADAPTER_NAME").is_none() => {
-                Self { adapter: Some(AdapterChoice::All) }.open()
-            }
-            _ => self.open(),
-        }
+        let open = |index: usize| match Gpu::open(&all[index]) {
+            Ok(gpu) => Ok((index, gpu)),
+            Err(error) => Err(Failure::Adapter(error.to_string())),
+        };
+        picked.into_iter().map(open).collect()
     }
 
     /// Opens the one adapter that is chosen.

@@ -1,5 +1,6 @@
 //! `gqa info`: adapters, their caps, and the plan for a spec.
 
+use gqa::verify::AdapterChoice;
 use gqa::{AttentionSpec, Dtype, Options, Plan};
 
 use crate::Failure;
@@ -59,7 +60,7 @@ impl SpecArgs {
 
 pub(crate) fn main(args: &Args) -> Result<(), Failure> {
     let spec = args.spec.heads.map(|heads| args.spec.build(heads, true)).transpose()?;
-    for (index, gpu) in args.adapter.open_or_all()?.iter().enumerate() {
+    for (index, gpu) in args.adapter.open_indexed(AdapterChoice::All)? {
         let info = &gpu.info;
         println!("[{index}] {} ({}, {:?})", info.name, info.backend, info.device_type);
         println!("    driver             {} {}", info.driver, info.driver_info);
