@@ -1,0 +1,220 @@
+//! Work lists: every visible (row, key) pair exactly once, whatever the batch. Pure, no GPU.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gqa::params::{WHOLE, WorkItem};
+use gqa::plan::{StepSequence, Traffic, WorkLists};
+use gqa::{AttentionSpec, Caps, Dtype, Family, Options, Plan};
+use proptest::prelude::*;
+
+fn caps() -> [Caps; 3] {
+    let minimal = Caps::minimal();
+    let gpu = Caps { workgroup_memory: 32 << 10, subgroup: Some((32, 32)), ..minimal.clone() };
+    [Caps { subgroup: Some((8, 8)), software: true, ..gpu.clone() }, minimal, gpu]
+}
+
+fn spec() -> impl Strategy<Value = AttentionSpec> {
+    (1u32..=20, 1u32..=3, 1u32..=256, 1u32..=256, any::<bool>()).prop_map(
+        |(group, kv_heads, dim, v_dim, causal)| {
+            let builder = AttentionSpec::builder(group * kv_heads, kv_heads, dim).v_head_dim(v_dim);
+            builder.kv_dtype(Dtype::F16).causal(causal).build().unwrap()
+        },
+    )
+}
+
+fn sequence() -> impl Strategy<Value = StepSequence> {
+    (0u32..60, 0u32..700, -70i32..700, any::<bool>(), 0u32..700).prop_map(
+        |(q_len, kv_len, at, aligned, new)| {
+            let q_start =
+                if aligned { kv_len as i32 - q_len as i32 } else { at.clamp(-(q_len as i32), kv_len as i32) };
+            StepSequence {
+                token: 0,
+                q_len,
+                q_start,
+                kv_len,
+                new_token: 0,
+                new_len: new.min(kv_len),
+                cache_row: 0,
+            }
+        },
+    )
+}
+
+/// Sequences with tokens and cache rows of their own.
+fn batch() -> impl Strategy<Value = Vec<StepSequence>> {
+    prop::collection::vec(sequence(), 0..6).prop_map(|mut sequences| {
+        let (mut token, mut new_token) = (0, 0);
+        for (i, s) in sequences.iter_mut().enumerate() {
+            (s.token, s.new_token, s.cache_row) = (token, new_token, i as u32 * 10_000);
+            token += s.q_len;
+            new_token += s.new_len;
+        }
+        sequences
+    })
+}
+
+/// Keys that a row walks, over all items of its sequence; each at most once.
+fn walked(lists: &WorkLists, s: &StepSequence, row: u32) -> BTreeSet<u32> {
+    let mut keys = BTreeSet::new();
+    let items = lists.prefill.iter().chain(&lists.decode);
+    for item in items.filter(|i| i.cache_row == s.cache_row && (i.row_begin..i.row_end).contains(&row)) {
+        assert_eq!((item.token, item.kv_len, item.q_start), (s.token, s.kv_len, s.q_start));
+        for key in item.key_begin..item.key_end {
+            assert!(keys.insert(key), "row {row} walks key {key} twice");
+        }
+    }
+    keys
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_visible_pair_is_walked_once(
+        spec in spec(), batch in batch(), adapter in 0usize..3, chunk in prop::option::of(1u32..300), portable: bool,
+    ) {
+        let family = if portable { Family::Portable } else { Family::Auto };
+        let options = Options { chunk, family, ..Options::default() };
+        let plan = Plan::new(&spec, &caps()[adapter], &options).unwrap();
+        let lists = plan.work(&batch);
+        for s in &batch {
+            for row in 0..s.q_len * spec.group() {
+                let end = spec.visible_end(i64::from(s.q_start) + i64::from(row / spec.group()), s.kv_len);
+                let keys = walked(&lists, s, row);
+                // All that it sees, and of the rest only what another row of its tile sees.
+                prop_assert!((0..end).all(|key| keys.contains(&key)), "row {row} misses a key");
+                prop_assert!(keys.last().is_none_or(|last| *last < s.kv_len));
+            }
+        }
+        // No tile is longer than its last row's sight.
+        for item in lists.prefill.iter().chain(&lists.decode) {
+            let last = i64::from(item.q_start) + i64::from((item.row_end - 1) / spec.group());
+            prop_assert!(item.key_end <= spec.visible_end(last, item.kv_len));
+            prop_assert!(item.key_begin <= item.key_end && item.row_begin < item.row_end);
+        }
+    }
+
+    #[test]
+    fn states_are_apart_and_all_merged(spec in spec(), batch in batch(), adapter in 0usize..3, chunk in 1u32..200) {
+        let options = Options { chunk: Some(chunk), ..Options::default() };
+        let plan = Plan::new(&spec, &caps()[adapter], &options).unwrap();
+        let lists = plan.work(&batch);
+        let mut spans: BTreeMap<u64, (u64, &WorkItem)> = BTreeMap::new();
+        for item in lists.prefill.iter().chain(&lists.decode).filter(|item| item.state != WHOLE) {
+            let rows = u64::from(spec.kv_heads() * (item.row_end - item.row_begin));
+            prop_assert!(spans.insert(u64::from(item.state), (rows, item)).is_none());
+        }
+        let mut next = 0;
+        for (state, (rows, _)) in &spans {
+            prop_assert_eq!(*state, next, "states overlap or leave gaps");
+            next = state + rows;
+        }
+        prop_assert_eq!(next, lists.state_rows);
+        // `combine` finds the chunks of a tile one behind the other.
+        let mut merged = 0;
+        for tile in &lists.combine {
+            prop_assert!(tile.row_end - tile.row_begin <= lists.combine_rows && tile.chunks > 1);
+            let stride = spec.kv_heads() * (tile.row_end - tile.row_begin);
+            for chunk in 0..tile.chunks {
+                let (_, item) = spans[&u64::from(tile.state + chunk * stride)];
+                prop_assert_eq!((item.token, item.row_begin, item.row_end), (tile.token, tile.row_begin, tile.row_end));
+                merged += 1;
+            }
+        }
+        prop_assert_eq!(merged, spans.len());
+    }
+
+    #[test]
+    fn every_new_token_is_appended_once(spec in spec(), batch in batch()) {
+        let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+        let lists = plan.work(&batch);
+        let mut written = BTreeSet::new();
+        for run in &lists.append {
+            for i in 0..run.tokens {
+                prop_assert!(written.insert((run.cache_row, run.position + i, run.token + i)));
+            }
+        }
+        let wanted = batch.iter().flat_map(|s| {
+            (0..s.new_len).map(|i| (s.cache_row, s.kv_len - s.new_len + i, s.new_token + i))
+        });
+        prop_assert_eq!(written, wanted.collect());
+    }
+}
+
+#[test]
+fn states_never_exceed_a_binding() {
+    // 1,000 decodes in chunks of 1 key would need 1,000 x 1,000 states of 1 KiB.
+    let spec = AttentionSpec::builder(4, 1, 256).build().unwrap();
+    let caps = Caps { binding_size: 1 << 20, ..Caps::minimal() };
+    let plan = Plan::new(&spec, &caps, &Options { chunk: Some(1), ..Options::default() }).unwrap();
+    let decode = |i| StepSequence {
+        token: i,
+        q_len: 1,
+        q_start: 999,
+        kv_len: 1000,
+        new_token: i,
+        new_len: 1,
+        cache_row: i * 1000,
+    };
+    let lists = plan.work(&(0..1000).map(decode).collect::<Vec<_>>());
+    assert!(lists.state_rows * plan.state_row_bytes() <= 1 << 20);
+    assert_eq!(lists.decode.len(), 1000);
+}
+
+#[test]
+fn chunks_fill_the_device_and_no_more() {
+    let spec = AttentionSpec::builder(32, 8, 128).build().unwrap();
+    let caps = Caps::minimal();
+    let plan = Plan::new(&spec, &caps, &Options::default()).unwrap();
+    let sequence = |q_len, kv_len: u32| StepSequence {
+        token: 0,
+        q_len,
+        q_start: kv_len as i32 - q_len as i32,
+        kv_len,
+        new_token: 0,
+        new_len: 0,
+        cache_row: 0,
+    };
+    let workgroups = |s| plan.work(&[s]).decode.len() as u32 * spec.kv_heads();
+    // One long decode fills the device; a short one is not cut below 128 keys.
+    assert_eq!(workgroups(sequence(1, 65_536)), caps.fill());
+    assert_eq!(workgroups(sequence(1, 256)), 2 * 8);
+    assert_eq!(workgroups(sequence(1, 128)), 8);
+    // A long prefill fills it without cutting most of its tiles.
+    let lists = plan.work(&[sequence(4096, 4096)]);
+    assert!(lists.combine.len() * 2 < 4096 * 4 / 32, "{} tiles are cut", lists.combine.len());
+}
+
+#[test]
+fn traffic_counts_each_key_once_per_sequence() {
+    let spec = AttentionSpec::builder(32, 8, 128).kv_dtype(Dtype::F16).build().unwrap();
+    let decode = StepSequence {
+        token: 0,
+        q_len: 1,
+        q_start: 4095,
+        kv_len: 4096,
+        new_token: 0,
+        new_len: 0,
+        cache_row: 0,
+    };
+    let traffic = Traffic::of(&spec, &[decode]);
+    assert_eq!(traffic.bytes, 4096 * 8 * 256 * 2 + 32 * 256 * 4);
+    assert_eq!(traffic.flops, 2 * 32 * 4096 * 256);
+    // Causal prefill: half of the square, and the diagonal.
+    let prefill = StepSequence { q_len: 100, q_start: 0, kv_len: 100, ..decode };
+    assert_eq!(Traffic::of(&spec, &[prefill]).flops, 2 * 32 * (100 * 101 / 2) * 256);
+}
+
+#[test]
+fn plans_tell_their_reasons() {
+    let spec = AttentionSpec::builder(32, 8, 128).build().unwrap();
+    for caps in caps() {
+        let plan = Plan::new(&spec, &caps, &Options::default()).unwrap();
+        let text = plan.to_string();
+        for kernel in [plan.prefill().kernel, plan.decode().kernel] {
+            assert!(text.contains(kernel.name()), "{text}");
+        }
+        assert!(text.contains("because") && text.contains("variants compiled: 4"), "{text}");
+    }
+}
