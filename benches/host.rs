@@ -21,12 +21,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sequences.push(Sequence::new(id, if i % 16 == 15 { i } else { 1.min(i) }));
     }
     let batch = Batch::new(&spec, &sequences);
-    let mut step = attention.prepare(&queue, &cache, &batch)?;
+    let step = attention.prepare(&queue, &cache, &batch)?;
     criterion.bench_function("prepare, 256 sequences", |bencher| {
         bencher.iter(|| {
             // The submission takes the writes away; they would pile up otherwise.
             queue.submit([]);
-            attention.prepare_into(&mut step, &queue, &cache, &batch)
+            attention.prepare(&queue, &cache, &batch)
         });
     });
 

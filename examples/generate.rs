@@ -32,26 +32,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (q, k, v, out) = (tensor(32), tensor(8), tensor(8), tensor(32));
 
-    let mut step = None;
     for call in 0..=NEW_TOKENS {
         let tokens = if call == 0 { PROMPT } else { 1 };
         cache.extend(&[(sequence, tokens)])?;
         let sequences = [Sequence::new(sequence, tokens)];
-        let batch = Batch::new(&spec, &sequences);
-        // The step before has been submitted, so its buffers can be used again.
-        let step = match step.take() {
-            None => step.insert(attention.prepare(&queue, &cache, &batch)?),
-            Some(mut used) => {
-                attention.prepare_into(&mut used, &queue, &cache, &batch)?;
-                step.insert(used)
-            }
-        };
+        let step = attention.prepare(&queue, &cache, &Batch::new(&spec, &sequences))?;
         let mut encoder = device.create_command_encoder(&Default::default());
         for layer in 0..LAYERS {
             let new = NewKv { k: k.as_entire_buffer_binding(), v: v.as_entire_buffer_binding() };
-            attention.append(&mut encoder, step, layer, new)?;
+            attention.append(&mut encoder, &step, layer, new)?;
             let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
-            attention.record(&mut encoder, step, layer, io)?;
+            attention.record(&mut encoder, &step, layer, io)?;
         }
         queue.submit([encoder.finish()]);
         device.poll(wgpu::PollType::wait_indefinitely())?;

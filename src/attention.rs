@@ -3,17 +3,19 @@
 use crate::batch::Batch;
 use crate::cache::{Entry, KvCache, Layer};
 use crate::caps::Caps;
+use crate::device::create_buffer;
 use crate::error::Error;
 use crate::pipeline::{Pipeline, bind};
 use crate::plan::{Options, Plan};
 use crate::spec::{AttentionSpec, Dtype};
-use crate::step::{Step, Upload};
+use crate::step::{Step, Upload, unique_id};
 
 /// Compiled attention for one [`AttentionSpec`] on one device.
 ///
 /// It never submits, polls, blocks or maps: commands go into the caller's encoder, results stay in the caller's buffers.
 #[derive(Debug)]
 pub struct Attention {
+    id: u64,
     device: wgpu::Device,
     caps: Caps,
     plan: Plan,
@@ -67,30 +69,24 @@ impl Attention {
         let caps = Caps::of(device);
         check_minimum(device, &caps)?;
         let plan = Plan::new(&spec, &caps, &options)?;
+        log::debug!("{plan}");
         let decode = Pipeline::new(device, plan.decode(), options.checked)?;
         let prefill = match plan.prefill() == plan.decode() {
             true => decode.clone(),
             false => Pipeline::new(device, plan.prefill(), options.checked)?,
         };
-        let buffer = |label, size| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        };
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer = |label| create_buffer(device, label, 16, usage);
         Ok(Self {
+            id: unique_id(),
             device: device.clone(),
             prefill,
             decode,
             combine: Pipeline::new(device, plan.combine(), options.checked)?,
             append: Pipeline::new(device, plan.append(), options.checked)?,
-            no_states: buffer("gqa.no_states", 16),
-            no_lse: buffer("gqa.no_lse", 16),
-            fetches: options.count_fetches.then(|| buffer("gqa.fetches", 16)),
+            no_states: buffer("gqa.no_states")?,
+            no_lse: buffer("gqa.no_lse")?,
+            fetches: options.count_fetches.then(|| buffer("gqa.fetches")).transpose()?,
             caps,
             plan,
         })
@@ -113,33 +109,14 @@ impl Attention {
     /// [`Error::CacheMismatch`], [`Error::StaleSequence`], [`Error::RepeatedSequence`], or [`Error::Field`] for a length,
     /// position or layout that cannot be.
     pub fn prepare(&self, queue: &wgpu::Queue, cache: &KvCache, batch: &Batch<'_>) -> Result<Step, Error> {
-        let mut step = Step::empty(cache.shared_layers());
-        self.prepare_into(&mut step, queue, cache, batch)?;
-        Ok(step)
-    }
-
-    /// [`Self::prepare`], reusing the buffers of `step`. Commands recorded with the step before must have been submitted:
-    /// they would see the new work.
-    ///
-    /// # Errors
-    /// As [`Self::prepare`]; the step is then as before.
-    pub fn prepare_into(
-        &self,
-        step: &mut Step,
-        queue: &wgpu::Queue,
-        cache: &KvCache,
-        batch: &Batch<'_>,
-    ) -> Result<(), Error> {
         let spec = self.plan.spec();
         let (needed, found) = (Entry::of(spec), cache.entry());
         if needed != found {
             return Err(Error::CacheMismatch { needed: needed.to_string(), found: found.to_string() });
         }
         let resolved = batch.resolve(spec, cache.table())?;
-        step.layers = cache.shared_layers();
-        let upload = Upload { device: &self.device, queue, workgroups: self.caps.workgroups };
-        step.fill(&upload, &self.plan, batch, &resolved);
-        Ok(())
+        let upload = Upload { device: &self.device, queue, caps: &self.caps };
+        Step::new(&upload, (self.id, &self.plan), cache.shared_layers(), (batch, &resolved))
     }
 
     /// Records writing the step's new keys and values into `layer` of the cache, converted to its storage type.
@@ -158,6 +135,10 @@ impl Attention {
         let dtype = self.plan.spec().q_dtype();
         let new_k = self.view("new_k", &new.k, step.needs.new_k, dtype)?;
         let new_v = self.view("new_v", &new.v, step.needs.new_v, dtype)?;
+        check_apart(
+            &[("new_k", new.k.buffer), ("new_v", new.v.buffer)],
+            &[("the cache", k), ("the cache", v)],
+        )?;
         let resources =
             [work.as_entire_binding(), new_k, new_v, k.as_entire_binding(), v.as_entire_binding()];
         let group = bind(&self.device, &self.append, &resources);
@@ -213,6 +194,9 @@ impl Attention {
             (Some(lse), Some(needed)) => self.view("lse", lse, needed, Dtype::F32)?,
             _ => self.no_lse.as_entire_binding(),
         };
+        let mut written = vec![("out", io.out.buffer)];
+        written.extend(io.lse.as_ref().map(|lse| ("lse", lse.buffer)));
+        check_apart(&written, &[("q", io.q.buffer), ("the cache", k), ("the cache", v)])?;
         let states = step.states.as_ref().unwrap_or(&self.no_states).as_entire_binding();
         let attend = |pipeline: &Pipeline, launch: &crate::step::Launch| {
             launch.get().map(|(work, _)| {
@@ -231,16 +215,17 @@ impl Attention {
         Ok(bindings)
     }
 
-    /// Records bound attention into a compute pass of the caller's.
+    /// Records bound attention into a compute pass of the caller's, replacing its pipeline and its bind group 0.
     ///
     /// # Errors
-    /// [`Error::Field`] when `bindings` were made for another step, or before it was prepared anew.
+    /// [`Error::Field`] when `bindings` were made for another step, or the step by another attention.
     pub fn dispatch(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
         step: &Step,
         bindings: &Bindings,
     ) -> Result<(), Error> {
+        self.check_step(step)?;
         if bindings.stamp != step.stamp {
             return Err(Error::field(
                 "bindings",
@@ -263,7 +248,20 @@ impl Attention {
         Ok(())
     }
 
+    /// That the work lists of `step` are for these kernels.
+    fn check_step(&self, step: &Step) -> Result<(), Error> {
+        match step.attention == self.id {
+            true => Ok(()),
+            false => Err(Error::field(
+                "step",
+                "prepared by another attention",
+                "use the attention that prepared it",
+            )),
+        }
+    }
+
     fn layer<'a>(&self, step: &'a Step, layer: u32) -> Result<&'a Layer, Error> {
+        self.check_step(step)?;
         let layers = step.layers.len() as u32;
         step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })
     }
@@ -317,6 +315,25 @@ impl Attention {
     }
 }
 
+/// That no buffer has both roles in one dispatch, which wgpu forbids whatever the ranges.
+fn check_apart(
+    these: &[(&'static str, &wgpu::Buffer)],
+    others: &[(&'static str, &wgpu::Buffer)],
+) -> Result<(), Error> {
+    let shared = |(name, this): &(&'static str, &wgpu::Buffer)| {
+        others.iter().find(|(_, other)| other == this).map(|(other, _)| (*name, *other))
+    };
+    match these.iter().find_map(shared) {
+        None => Ok(()),
+        Some((name, other)) => Err(Error::Buffer {
+            name,
+            problem: "one buffer cannot be read and written in one dispatch",
+            needed: "a buffer of its own".to_owned(),
+            found: format!("the buffer of {other}"),
+        }),
+    }
+}
+
 /// That the device has what every WebGPU device has: kernels count on it.
 fn check_minimum(device: &wgpu::Device, caps: &Caps) -> Result<(), Error> {
     let minimal = Caps::minimal();
@@ -324,7 +341,6 @@ fn check_minimum(device: &wgpu::Device, caps: &Caps) -> Result<(), Error> {
         ("max_compute_workgroup_storage_size", caps.workgroup_memory, minimal.workgroup_memory),
         ("max_compute_invocations_per_workgroup", caps.invocations, 128),
         ("max_storage_buffers_per_shader_stage", device.limits().max_storage_buffers_per_shader_stage, 8),
-        ("max_compute_workgroups_per_dimension", caps.workgroups, minimal.workgroups),
     ];
     for (limit, found, needed) in limits {
         if found < needed {

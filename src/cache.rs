@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::caps::Caps;
+use crate::device::create_buffer;
 use crate::error::Error;
 use crate::pages::{SequenceId, SequenceTable};
 use crate::shader::row_fours;
@@ -71,8 +72,8 @@ impl KvCache {
     /// Creates the buffers of every layer.
     ///
     /// # Errors
-    /// [`Error::Limit`] when a layer exceeds what one storage binding or buffer of the device can hold, [`Error::Field`]
-    /// when a count is 0.
+    /// [`Error::Limit`] when a layer exceeds what one storage binding or buffer of the device can hold,
+    /// [`Error::OutOfMemory`], and [`Error::Field`] when a count is 0.
     pub fn new(device: &wgpu::Device, spec: &AttentionSpec, shape: CacheShape) -> Result<Self, Error> {
         let caps = Caps::of(device);
         for (field, value) in
@@ -84,24 +85,14 @@ impl KvCache {
         }
         let k_size = layer_bytes(spec, shape, spec.head_dim(), &caps)?;
         let v_size = layer_bytes(spec, shape, spec.v_head_dim(), &caps)?;
-        let buffer = |name: &str, layer: u32, size| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(&format!("gqa.cache.{name}{layer}")),
-                size,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        };
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer =
+            |name: &str, layer, size| create_buffer(device, &format!("gqa.cache.{name}{layer}"), size, usage);
         let layers = (0..shape.layers)
-            .map(|i| Layer { k: buffer("k", i, k_size), v: buffer("v", i, v_size) })
-            .collect();
-        Ok(Self {
-            entry: Entry::of(spec),
-            table: SequenceTable::new(shape.sequences, shape.capacity),
-            layers,
-        })
+            .map(|i| Ok(Layer { k: buffer("k", i, k_size)?, v: buffer("v", i, v_size)? }))
+            .collect::<Result<_, Error>>()?;
+        let table = SequenceTable::new(shape.sequences, shape.capacity);
+        Ok(Self { entry: Entry::of(spec), table, layers })
     }
 
     /// Opens an empty sequence.

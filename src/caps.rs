@@ -49,7 +49,7 @@ impl Caps {
 
     /// Workgroups that fill the device with some to spare. wgpu does not tell how many cores an adapter has.
     pub fn fill(&self) -> u32 {
-        if self.software { 16 } else { 512 }
+        if self.software { 16 } else { 1024 }
     }
 }
 

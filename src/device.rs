@@ -1,6 +1,10 @@
 //! The caller's device as [`Caps`], and what to ask of an adapter to get the most out of it.
 
+use std::future::Future as _;
+use std::task::{Context, Poll, Waker};
+
 use crate::caps::Caps;
+use crate::error::Error;
 
 /// Optional features that kernels use where a device has them.
 pub const WANTED_FEATURES: wgpu::Features = wgpu::Features::SHADER_F16.union(wgpu::Features::SUBGROUP);
@@ -9,6 +13,7 @@ impl Caps {
     /// What `device` can do: its limits and features as granted, not what its adapter might have.
     pub fn of(device: &wgpu::Device) -> Self {
         let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
+        let software = info.device_type == wgpu::DeviceType::Cpu;
         let f16 = features.contains(wgpu::Features::SHADER_F16);
         let subgroup = features
             .contains(wgpu::Features::SUBGROUP)
@@ -24,9 +29,9 @@ impl Caps {
             offset_alignment: limits.min_storage_buffer_offset_alignment,
             subgroup,
             f16,
-            // Only lavapipe lacks the conversion, and it has it with the feature; wgpu hides which adapter this is.
-            unpack_f16: f16 || info.backend != wgpu::Backend::Vulkan,
-            software: info.device_type == wgpu::DeviceType::Cpu,
+            // Only lavapipe lacks the conversion, and it has it with the feature.
+            unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && software),
+            software,
         }
     }
 }
@@ -42,4 +47,38 @@ pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'sta
         required_limits: adapter.limits(),
         ..Default::default()
     }
+}
+
+/// A buffer, or the typed error that there is no memory for it.
+pub(crate) fn create_buffer(
+    device: &wgpu::Device,
+    label: &str,
+    size: u64,
+    usage: wgpu::BufferUsages,
+) -> Result<wgpu::Buffer, Error> {
+    let scopes = [wgpu::ErrorFilter::OutOfMemory].map(|f| device.push_error_scope(f));
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage,
+        mapped_at_creation: false,
+    });
+    match said(scopes) {
+        None => Ok(buffer),
+        Some(_) => Err(Error::OutOfMemory { what: label.to_owned(), needed: size }),
+    }
+}
+
+/// What the device said against what was done under `scopes`, if it has said so already. Natively it has; a browser answers
+/// later, and then its error goes to the caller's handler: the library never waits.
+pub(crate) fn said<const N: usize>(scopes: [wgpu::ErrorScopeGuard; N]) -> Option<wgpu::Error> {
+    let mut first = None;
+    // The last one pushed is the first to go.
+    for scope in scopes.into_iter().rev() {
+        let mut future = std::pin::pin!(scope.pop());
+        if let Poll::Ready(Some(error)) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            first = Some(error);
+        }
+    }
+    first
 }

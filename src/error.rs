@@ -28,6 +28,14 @@ pub enum Error {
         /// What would help.
         hint: &'static str,
     },
+    /// The device has no memory left.
+    #[error("the device has no memory for {what} of {needed} bytes: free buffers, or make the cache smaller")]
+    OutOfMemory {
+        /// Label of the buffer.
+        what: String,
+        /// Its size in bytes.
+        needed: u64,
+    },
     /// A sequence would outgrow its place in the cache.
     #[error(
         "sequence {sequence} needs {needed} slots, but has {capacity} and uses {used}: truncate or clear it, \

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 /// Marks a [`WorkItem`] whose rows need no [`CombineItem`]: it writes the output itself.
 pub const WHOLE: u32 = u32::MAX;
 
-/// What all items of a step share: the head of every work list. `Params` in `shaders/parts/work.wgsl`.
+/// What all items of a step share: the head of every work list. `Params` in `shaders/parts/params.wgsl`.
 ///
 /// Offsets and strides are in elements of the tensor that they name.
 #[repr(C)]

@@ -1,10 +1,8 @@
 //! A variant, compiled: shader module, bind group layout, pipeline.
 
-use std::future::Future as _;
-use std::task::{Context, Poll, Waker};
-
+use crate::device::said;
 use crate::error::Error;
-use crate::shader::{Compiler, Kernel, Linked, Variant, link};
+use crate::shader::{Compiler, Kernel, Variant, link};
 
 /// A compiled kernel.
 #[derive(Debug, Clone)]
@@ -35,7 +33,9 @@ impl Pipeline {
     pub(crate) fn new(device: &wgpu::Device, variant: &Variant, checked: bool) -> Result<Self, Error> {
         let label = format!("gqa.{}", variant.kernel);
         let linked = link(variant, Compiler::Naga);
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        // A driver's own refusal is an internal error.
+        let scopes =
+            [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal].map(|f| device.push_error_scope(f));
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(linked.text.as_str().into()),
@@ -85,22 +85,15 @@ impl Pipeline {
             },
             cache: None,
         });
-        match refusal(scope, &linked) {
-            Some(message) => Err(Error::Shader { kernel: variant.kernel.name(), message }),
+        match said(scopes) {
+            Some(error) => {
+                let message = linked.explain(&error.to_string());
+                Err(Error::Shader { kernel: variant.kernel.name(), message })
+            }
             None => {
                 Ok(Self { label, bindings: bindings.into_iter().map(|b| b.0).collect(), layout, pipeline })
             }
         }
-    }
-}
-
-/// What the device said against the kernel, if it has said so already. Natively it has; a browser answers later, and then
-/// its error goes to the caller's handler: the library never waits.
-fn refusal(scope: wgpu::ErrorScopeGuard, linked: &Linked) -> Option<String> {
-    let mut future = std::pin::pin!(scope.pop());
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Some(error)) => Some(linked.explain(&error.to_string())),
-        _ => None,
     }
 }
 

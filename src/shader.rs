@@ -90,7 +90,7 @@ pub struct Tile {
 /// How f16 reaches a shader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum F16 {
-    /// 16-bit loads and stores.
+    /// 16-bit stores; loads are whole words, converted by `unpack2x16float`.
     Native,
     /// Whole words, converted by `unpack2x16float`.
     Unpack,

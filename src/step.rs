@@ -5,14 +5,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::{Batch, Resolved};
 use crate::cache::Layer;
+use crate::caps::Caps;
+use crate::device::create_buffer;
+use crate::error::Error;
 use crate::params::Params;
 use crate::plan::{Plan, Traffic, WorkLists};
 use crate::shader::row_fours;
 
 /// A prepared forward call. Made by [`Attention::prepare`](crate::Attention::prepare), recorded once per layer.
+///
+/// It keeps the places that its sequences had in the cache: record it before they are truncated or closed.
 #[derive(Debug)]
 pub struct Step {
-    /// Tells bindings of this preparation from those of others.
+    /// The attention that prepared it: work lists mean something to its kernels only.
+    pub(crate) attention: u64,
+    /// Tells bindings of this step from those of others.
     pub(crate) stamp: u64,
     pub(crate) prefill: Launch,
     pub(crate) decode: Launch,
@@ -44,17 +51,7 @@ pub(crate) struct Launch {
 impl Launch {
     /// The work list and its dispatch, where there is work.
     pub(crate) fn get(&self) -> Option<(&wgpu::Buffer, [u32; 3])> {
-        self.work.as_ref().filter(|_| self.grid[0] > 0).map(|work| (work, self.grid))
-    }
-
-    fn fill(&mut self, upload: &Upload<'_>, bytes: &[u8], grid: [u32; 3]) {
-        self.grid = grid;
-        if grid[0] == 0 {
-            return;
-        }
-        let buffer = upload.reserve(self.work.take(), bytes.len() as u64, "gqa.work");
-        upload.queue.write_buffer(&buffer, 0, bytes);
-        self.work = Some(buffer);
+        self.work.as_ref().map(|work| (work, self.grid))
     }
 }
 
@@ -62,42 +59,41 @@ impl Launch {
 pub(crate) struct Upload<'a> {
     pub(crate) device: &'a wgpu::Device,
     pub(crate) queue: &'a wgpu::Queue,
-    pub(crate) workgroups: u32,
+    pub(crate) caps: &'a Caps,
 }
 
 impl Upload<'_> {
-    /// `old` where it is large enough, else a buffer with some room to grow.
-    fn reserve(&self, old: Option<wgpu::Buffer>, size: u64, label: &str) -> wgpu::Buffer {
-        if let Some(buffer) = old.filter(|b| b.size() >= size) {
-            return buffer;
+    /// A work list in a buffer of its own. Never one that was used before: a write takes effect before the next submission,
+    /// so it would change under commands that were recorded but not submitted.
+    fn launch(&self, bytes: &[u8], grid: [u32; 3]) -> Result<Launch, Error> {
+        if grid[0] == 0 {
+            return Ok(Launch::default());
         }
-        // Powers of two, so that a growing batch settles; but never beyond what a binding may hold.
-        let limit = self.device.limits().max_storage_buffer_binding_size;
-        let roomy = size.next_power_of_two().max(256);
-        self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: if roomy <= limit { roomy } else { size },
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        })
+        let needed = bytes.len() as u64;
+        let what = || "the work list of a step".to_owned();
+        let hint = "split the batch, or leave Options::chunk to the plan";
+        let limit = "max_storage_buffer_binding_size";
+        if needed > self.caps.binding_size {
+            return Err(Error::Limit { what: what(), limit, needed, found: self.caps.binding_size, hint });
+        }
+        let (limit, needed, found) = ("max_compute_workgroups_per_dimension", grid[2], self.caps.workgroups);
+        if needed > found {
+            return Err(Error::Limit {
+                what: what(),
+                limit,
+                needed: needed.into(),
+                found: found.into(),
+                hint,
+            });
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let work = create_buffer(self.device, "gqa.work", bytes.len() as u64, usage)?;
+        self.queue.write_buffer(&work, 0, bytes);
+        Ok(Launch { work: Some(work), grid })
     }
 }
 
 impl Step {
-    pub(crate) fn empty(layers: Arc<[Layer]>) -> Self {
-        Self {
-            stamp: 0,
-            prefill: Launch::default(),
-            decode: Launch::default(),
-            combine: Launch::default(),
-            append: Launch::default(),
-            states: None,
-            layers,
-            needs: Needs::default(),
-            traffic: Traffic::default(),
-        }
-    }
-
     /// What the step moves and computes at least, in one layer.
     pub fn traffic(&self) -> Traffic {
         self.traffic
@@ -109,15 +105,15 @@ impl Step {
             .map(|launch| launch.grid.iter().map(|n| u64::from(*n)).product())
     }
 
-    /// Fills every work list, reusing buffers that are large enough.
-    pub(crate) fn fill(&mut self, upload: &Upload<'_>, plan: &Plan, batch: &Batch<'_>, resolved: &Resolved) {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        self.stamp = NEXT.fetch_add(1, Ordering::Relaxed);
+    /// Work lists of a resolved batch, for `attention` with `plan`, over `layers`.
+    pub(crate) fn new(
+        upload: &Upload<'_>,
+        (attention, plan): (u64, &Plan),
+        layers: Arc<[Layer]>,
+        (batch, resolved): (&Batch<'_>, &Resolved),
+    ) -> Result<Self, Error> {
         let spec = plan.spec();
         let lists = plan.work(&resolved.sequences);
-        self.traffic = Traffic::of(spec, &resolved.sequences);
-        self.needs = needs(plan, batch, resolved);
-
         let lse = batch.lse.unwrap_or_else(|| crate::Layout::tokens_heads(0, 0));
         let params = Params {
             items: 0,
@@ -142,19 +138,33 @@ impl Step {
             out_head: batch.new_v.head_stride,
             ..params
         };
-        let grid = |items| WorkLists::grid(items, spec.kv_heads(), upload.workgroups);
-        self.prefill.fill(upload, &WorkLists::bytes(params, &lists.prefill), grid(lists.prefill.len()));
-        self.decode.fill(upload, &WorkLists::bytes(params, &lists.decode), grid(lists.decode.len()));
-        self.append.fill(upload, &WorkLists::bytes(append, &lists.append), grid(lists.append.len()));
+        let grid = |items| WorkLists::grid(items, spec.kv_heads(), upload.caps.workgroups);
         let columns = lists.combine_rows * row_fours(spec.v_head_dim());
         let combine_grid =
             [columns.div_ceil(plan.combine().tile.threads), spec.kv_heads(), lists.combine.len() as u32];
-        self.combine.fill(upload, &WorkLists::bytes(params, &lists.combine), combine_grid);
-        if lists.state_rows > 0 {
-            let size = lists.state_rows * plan.state_row_bytes();
-            self.states = Some(upload.reserve(self.states.take(), size, "gqa.states"));
-        }
+        let states = match lists.state_rows * plan.state_row_bytes() {
+            0 => None,
+            size => Some(create_buffer(upload.device, "gqa.states", size, wgpu::BufferUsages::STORAGE)?),
+        };
+        Ok(Self {
+            attention,
+            stamp: unique_id(),
+            prefill: upload.launch(&WorkLists::bytes(params, &lists.prefill), grid(lists.prefill.len()))?,
+            decode: upload.launch(&WorkLists::bytes(params, &lists.decode), grid(lists.decode.len()))?,
+            combine: upload.launch(&WorkLists::bytes(params, &lists.combine), combine_grid)?,
+            append: upload.launch(&WorkLists::bytes(append, &lists.append), grid(lists.append.len()))?,
+            states,
+            layers,
+            needs: needs(plan, batch, resolved),
+            traffic: Traffic::of(spec, &resolved.sequences),
+        })
     }
+}
+
+/// A number that no other step, attention or cache of this process has.
+pub(crate) fn unique_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn needs(plan: &Plan, batch: &Batch<'_>, resolved: &Resolved) -> Needs {

@@ -174,6 +174,10 @@ fn a_batch_names_the_field_that_cannot_be() {
         Ok(())
     );
 
+    let mut stale = KvCache::new(&device, &spec(), SHAPE).unwrap();
+    let closed = Sequence::new(stale.open().unwrap(), 0);
+    assert!(matches!(prepare(&[closed], &|_| ()), Err(Error::StaleSequence { .. })));
+
     let other = AttentionSpec::builder(6, 3, 16).build().unwrap();
     let other_cache = KvCache::new(&device, &other, SHAPE).unwrap();
     let mismatch = attention.prepare(&queue, &other_cache, &Batch::new(&spec(), &[]));
@@ -210,6 +214,8 @@ fn views_that_cannot_be_bound() {
         ("out", bind(whole(&q), whole(&small), None, 0)),
         ("out", bind(whole(&q), whole(&unbindable), None, 0)),
         ("lse", bind(whole(&q), whole(&out), Some(whole(&small)), 0)),
+        ("out", bind(whole(&q), whole(&q), None, 0)),
+        ("out", bind(whole(&q), whole(&cache.layers()[0].v), None, 0)),
     ];
     for (expected, result) in failing {
         assert!(
@@ -226,36 +232,70 @@ fn views_that_cannot_be_bound() {
     assert!(matches!(append(whole(&unbindable), whole(&new), 0), Err(Error::Buffer { name: "new_k", .. })));
     assert!(matches!(append(whole(&new), at(&new, 256), 0), Err(Error::Buffer { name: "new_v", .. })));
 
+    let stored = &cache.layers()[0].k;
+    assert!(matches!(append(whole(stored), whole(&new), 0), Err(Error::Buffer { name: "new_k", .. })));
+
     let with_lse = attention.prepare(&queue, &cache, &batch.with_lse(&spec())).unwrap();
     let missing = attention.bind(&with_lse, 0, Io { q: whole(&q), out: whole(&out), lse: None });
     assert!(matches!(missing, Err(Error::Buffer { name: "lse", .. })));
 }
 
 #[test]
-fn bindings_belong_to_one_preparation() {
+fn steps_and_bindings_belong_to_who_made_them() {
     let (device, queue) = device();
     let attention = Attention::new(&device, spec(), Options::default()).unwrap();
+    let other = Attention::new(&device, spec(), Options { chunk: Some(7), ..Options::default() }).unwrap();
     let mut cache = KvCache::new(&device, &spec(), SHAPE).unwrap();
     let id = cache.open().unwrap();
     cache.extend(&[(id, 10)]).unwrap();
     let sequences = [Sequence::new(id, 1)];
     let batch = Batch::new(&spec(), &sequences);
-    let mut step = attention.prepare(&queue, &cache, &batch).unwrap();
+    let step = attention.prepare(&queue, &cache, &batch).unwrap();
+    let again = attention.prepare(&queue, &cache, &batch).unwrap();
     let q = buffer(&device, 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
     let out = buffer(&device, 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
     let io = || Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
     let bindings = attention.bind(&step, 0, io()).unwrap();
+    assert_eq!(field(other.bind(&step, 0, io()).unwrap_err()), "step");
     let mut encoder = device.create_command_encoder(&Default::default());
+    assert_eq!(field(other.record(&mut encoder, &step, 0, io()).unwrap_err()), "step");
+    assert!(matches!(attention.record(&mut encoder, &step, 7, io()), Err(Error::NoSuchLayer { .. })));
+    let new = NewKv { k: q.as_entire_buffer_binding(), v: q.as_entire_buffer_binding() };
+    assert_eq!(field(other.append(&mut encoder, &step, 0, new).unwrap_err()), "step");
     let mut pass = encoder.begin_compute_pass(&Default::default());
     for _ in 0..3 {
         assert_eq!(attention.dispatch(&mut pass, &step, &bindings), Ok(()));
     }
-    attention.prepare_into(&mut step, &queue, &cache, &batch).unwrap();
-    assert_eq!(field(attention.dispatch(&mut pass, &step, &bindings).unwrap_err()), "bindings");
+    assert_eq!(field(attention.dispatch(&mut pass, &again, &bindings).unwrap_err()), "bindings");
+    assert_eq!(field(other.dispatch(&mut pass, &step, &bindings).unwrap_err()), "step");
+}
 
-    // A failed preparation leaves the step as it was.
-    let fresh = attention.bind(&step, 0, io()).unwrap();
-    let twice = [sequences[0], sequences[0]];
-    assert!(attention.prepare_into(&mut step, &queue, &cache, &Batch::new(&spec(), &twice)).is_err());
-    assert_eq!(attention.dispatch(&mut pass, &step, &fresh), Ok(()));
+#[test]
+fn a_step_too_large_for_the_device() {
+    let few = wgpu::Limits { max_compute_workgroups_per_dimension: 9, ..Default::default() };
+    let narrow = wgpu::Limits { max_storage_buffer_binding_size: 4096, ..Default::default() };
+    let open = |required_limits| {
+        wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() })
+    };
+    let prepare = |limits: wgpu::Limits, chunk, q_len| {
+        let (device, queue) = open(limits);
+        let spec = AttentionSpec::builder(1, 1, 1).build().unwrap();
+        let attention =
+            Attention::new(&device, spec.clone(), Options { chunk, ..Options::default() }).unwrap();
+        let mut cache =
+            KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 1, capacity: 200 }).unwrap();
+        let id = cache.open().unwrap();
+        cache.extend(&[(id, 200)]).unwrap();
+        let sequence = Sequence { new_len: 0, ..Sequence::new(id, q_len) };
+        attention.prepare(&queue, &cache, &Batch::new(&spec, &[sequence])).map(drop)
+    };
+    assert_eq!(prepare(few.clone(), None, 5), Ok(()));
+    // 32 rows a tile: more than 9 tiles see more than one key, and each is to be merged.
+    let merging = prepare(few.clone(), Some(1), 200 * 8).unwrap_err();
+    assert!(matches!(merging, Error::Limit { limit: "max_compute_workgroups_per_dimension", .. }));
+    let listing = prepare(narrow, None, 32 * 200).unwrap_err();
+    assert!(matches!(listing, Error::Limit { limit: "max_storage_buffer_binding_size", found: 4096, .. }));
+    let spec = AttentionSpec::builder(10, 10, 1).build().unwrap();
+    let heads = Attention::new(&open(few).0, spec, Options::default()).unwrap_err();
+    assert!(matches!(heads, Error::Limit { needed: 10, found: 9, .. }));
 }

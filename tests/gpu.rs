@@ -65,7 +65,9 @@ fn laws() {
 
 #[test]
 fn without_any_optional_feature() {
-    for adapter in adapters() {
+    let all = adapters();
+    assert!(!all.is_empty());
+    for adapter in all {
         let gpu = Gpu::open_minimal(&adapter).unwrap();
         assert!(gpu.caps.subgroup.is_none() && !gpu.caps.f16 && gpu.caps.workgroup_memory <= 16 << 10);
         for (q_dtype, kv_dtype, dim) in [(Dtype::F16, Dtype::F16, 256), (Dtype::F32, Dtype::Bf16, 127)] {
@@ -181,6 +183,25 @@ fn extreme_logits_neither_overflow_nor_vanish() {
                 let output = run(&gpu, &problem, &with(family)).unwrap();
                 assert_eq!(check(&problem, &output), Ok(()), "{}, {family:?}, {magnitude}", gpu.name());
             }
+        }
+    }
+}
+
+/// More items than one dimension of a dispatch holds go on along another.
+#[test]
+fn more_items_than_one_dispatch_dimension_holds() {
+    let all = adapters();
+    assert!(!all.is_empty());
+    for adapter in all {
+        let mut descriptor = gqa::device_descriptor(&adapter);
+        descriptor.required_limits.max_compute_workgroups_per_dimension = 9;
+        let gpu = Gpu::open_with(&adapter, &descriptor).unwrap();
+        for family in FAMILIES {
+            let spec = AttentionSpec::builder(2, 1, 8).build().unwrap();
+            let mut problem = problem(&spec, 220, 230);
+            problem.sequences.extend(self::problem(&spec, 1, 300).sequences);
+            let result = run(&gpu, &problem, &with(family)).and_then(|output| check(&problem, &output));
+            assert_eq!(result, Ok(()), "{}, {family:?}", gpu.name());
         }
     }
 }

@@ -177,10 +177,10 @@ fn chunks_fill_the_device_and_no_more() {
         cache_row: 0,
     };
     let workgroups = |s| plan.work(&[s]).decode.len() as u32 * spec.kv_heads();
-    // One long decode fills the device; a short one is not cut below 128 keys.
+    // One long decode fills the device; a short one is not cut below 64 keys.
     assert_eq!(workgroups(sequence(1, 65_536)), caps.fill());
-    assert_eq!(workgroups(sequence(1, 256)), 2 * 8);
-    assert_eq!(workgroups(sequence(1, 128)), 8);
+    assert_eq!(workgroups(sequence(1, 128)), 2 * 8);
+    assert_eq!(workgroups(sequence(1, 64)), 8);
     // A long prefill fills it without cutting most of its tiles.
     let lists = plan.work(&[sequence(4096, 4096)]);
     assert!(lists.combine.len() * 2 < 4096 * 4 / 32, "{} tiles are cut", lists.combine.len());

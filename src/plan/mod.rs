@@ -65,6 +65,15 @@ impl Plan {
         if let Some(chunk) = options.chunk.filter(|c| *c == 0) {
             return Err(Error::field("options.chunk", chunk, "a chunk has at least one key"));
         }
+        if spec.kv_heads() > caps.workgroups {
+            return Err(Error::Limit {
+                what: "a dispatch over all KV heads".to_owned(),
+                limit: "max_compute_workgroups_per_dimension",
+                needed: spec.kv_heads().into(),
+                found: caps.workgroups.into(),
+                hint: "request the adapter's own limit",
+            });
+        }
         let lanes = caps.fixed_subgroup().filter(|lanes| BROADCAST_LANES.contains(lanes));
         let lanes = match (options.family, lanes) {
             (Family::Portable, _) => None,

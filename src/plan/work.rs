@@ -5,7 +5,9 @@ use crate::params::WHOLE;
 use crate::spec::AttentionSpec;
 
 /// Keys below which a chunk is not worth a state of its own.
-const MIN_CHUNK: u64 = 128;
+const MIN_CHUNK: u64 = 64;
+/// Bytes of states beyond which chunks grow: more would move more than it spreads.
+const MAX_STATE_BYTES: u64 = 64 << 20;
 /// New tokens that one workgroup appends.
 const APPEND_RUN: u32 = 16;
 
@@ -65,10 +67,8 @@ impl WorkLists {
             for sequence in sequences {
                 lists.attend(plan, sequence, chunk);
             }
-            // States must fit one binding; with whole rows there are none.
-            if lists.state_rows * plan.state_row_bytes() > plan.binding_size
-                || lists.state_rows >= u64::from(WHOLE)
-            {
+            // With whole rows there are no states, so this ends.
+            if lists.state_rows * plan.state_row_bytes() > plan.binding_size.min(MAX_STATE_BYTES) {
                 chunk = chunk.saturating_mul(2);
                 continue;
             }

@@ -12,8 +12,10 @@ pub struct Ceilings {
     pub fma_flops_per_s: f64,
 }
 
-/// Bytes that the read kernels stream: from the size of a short layer's cache to beyond what caches hold.
-const READ_SIZES: [u64; 2] = [8 << 20, 32 << 20];
+/// Bytes that the read kernels stream: what a layer's cache takes at a few thousand tokens, and on GPUs more than their own
+/// caches hold.
+const SOFTWARE_SIZES: [u64; 2] = [8 << 20, 32 << 20];
+const GPU_SIZES: [u64; 2] = [32 << 20, 128 << 20];
 /// Elements that an invocation of a read kernel reads.
 const READ_STEPS: u64 = 16;
 /// Multiply-adds of one step of `ceiling_fma.wgsl`: eight chains, sixteen of each.
@@ -48,11 +50,11 @@ impl<'a> CeilingSamplers<'a> {
     /// # Errors
     /// When the device is lost.
     pub fn new(gpu: &'a Gpu) -> Result<Self, String> {
-        let largest = READ_SIZES.into_iter().max().unwrap_or_default();
-        let zeros = gpu.upload("gqa.ceiling", &vec![0; largest as usize]);
+        let sizes = if gpu.caps.software { SOFTWARE_SIZES } else { GPU_SIZES };
+        let zeros = gpu.upload("gqa.ceiling", &vec![0; sizes[1] as usize]);
         let mut read = Vec::new();
         for (element, bytes) in [("f32", 4), ("vec2<f32>", 8), ("vec4<f32>", 16)] {
-            for (threads, size) in [8, 32, 64, 256].into_iter().flat_map(|t| READ_SIZES.map(|s| (t, s))) {
+            for (threads, size) in [8, 32, 64, 256].into_iter().flat_map(|t| sizes.map(|s| (t, s))) {
                 let workgroups = size / bytes / (threads * READ_STEPS);
                 let constants = [("THREADS", threads), ("STEPS", READ_STEPS)];
                 let text = prelude(element, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
@@ -61,7 +63,7 @@ impl<'a> CeilingSamplers<'a> {
                 }
             }
         }
-        let workgroups = gpu.caps.fill() * if gpu.caps.software { 1 } else { 8 };
+        let workgroups = gpu.caps.fill() * 4;
         let mut fma = Vec::new();
         for (element, lanes) in [("f32", 1), ("vec2<f32>", 2), ("vec4<f32>", 4)] {
             for (mad, threads) in

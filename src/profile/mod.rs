@@ -25,16 +25,18 @@ pub struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// Runs `record` twice, which compiles what is compiled lazily and shows how long it takes, and picks the repetitions
-    /// that make a sample of about `seconds`.
+    /// Runs `record` once, which compiles what is compiled lazily, then picks the repetitions that make a sample of at
+    /// least `seconds`.
     ///
     /// # Errors
     /// When the device is lost.
     pub fn new(gpu: &'a Gpu, record: Box<Recorder<'a>>, seconds: f64) -> Result<Self, String> {
         let mut sampler = Self { gpu, record, repetitions: 1, samples: Vec::new() };
         sampler.time()?;
-        let once = sampler.time()?.max(1e-6);
-        sampler.repetitions = (seconds / once).clamp(1.0, 1000.0) as u32;
+        // Doubling, since one repetition alone is mostly the cost of submitting.
+        while sampler.time()? * f64::from(sampler.repetitions) < seconds && sampler.repetitions < 1 << 14 {
+            sampler.repetitions *= 2;
+        }
         Ok(sampler)
     }
 
