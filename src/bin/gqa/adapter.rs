@@ -12,14 +12,17 @@ pub(crate) struct AdapterArgs {
     adapter: Option<AdapterChoice>,
 }
 
+/// An adapter's index, and its device.
+type Indexed = (usize, Result<Gpu, Failure>);
+
 impl AdapterArgs {
     /// Opens the chosen adapters: at least one.
     pub(crate) fn open(&self) -> Result<Vec<Gpu>, Failure> {
-        Ok(self.open_indexed(AdapterChoice::Best)?.into_iter().map(|(_, gpu)| gpu).collect())
+        self.open_indexed(AdapterChoice::Best)?.into_iter().map(|(_, gpu)| gpu).collect()
     }
 
-    /// Opens the chosen adapters, or `default`, each with its index.
-    pub(crate) fn open_indexed(&self, default: AdapterChoice) -> Result<Vec<(usize, Gpu)>, Failure> {
+    /// Opens the chosen adapters, or `default`: each with its index, and the reason where one cannot be opened.
+    pub(crate) fn open_indexed(&self, default: AdapterChoice) -> Result<Vec<Indexed>, Failure> {
         let all = adapters();
         if all.is_empty() {
             return Err(Failure::Adapter(no_adapter().to_owned()));
@@ -31,11 +34,11 @@ impl AdapterArgs {
                 "no adapter matches {choice}: `gqa info` lists those of this machine"
             )));
         }
-        let open = |index: usize| match Gpu::open(&all[index]) {
-            Ok(gpu) => Ok((index, gpu)),
-            Err(error) => Err(Failure::Adapter(error.to_string())),
+        let open = |index: usize| {
+            let name = all[index].get_info().name;
+            Gpu::open(&all[index]).map_err(|e| Failure::Adapter(format!("{name} cannot be opened: {e}")))
         };
-        picked.into_iter().map(open).collect()
+        Ok(picked.into_iter().map(|index| (index, open(index))).collect())
     }
 
     /// Opens the one adapter that is chosen.

@@ -60,7 +60,19 @@ impl SpecArgs {
 
 pub(crate) fn main(args: &Args) -> Result<(), Failure> {
     let spec = args.spec.heads.map(|heads| args.spec.build(heads, true)).transpose()?;
+    let mut broken = None;
+    let mut usable = 0;
     for (index, gpu) in args.adapter.open_indexed(AdapterChoice::All)? {
+        let gpu = match gpu {
+            Ok(gpu) => gpu,
+            // One broken driver must not hide the others.
+            Err(failure) => {
+                println!("[{index}] {failure}\n");
+                broken = Some(failure);
+                continue;
+            }
+        };
+        usable += 1;
         let info = &gpu.info;
         println!("[{index}] {} ({}, {:?})", info.name, info.backend, info.device_type);
         println!("    driver             {} {}", info.driver, info.driver_info);
@@ -77,5 +89,8 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
         }
         println!();
     }
-    Ok(())
+    match broken {
+        Some(failure) if usable == 0 => Err(failure),
+        _ => Ok(()),
+    }
 }

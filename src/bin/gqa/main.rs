@@ -32,6 +32,15 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mismatch => f.write_str("a result does not match"),
+            Self::Usage(message) | Self::Adapter(message) => f.write_str(message),
+        }
+    }
+}
+
 /// Grouped-query attention on every GPU.
 ///
 /// Exit codes: 0 good, 1 a result does not match, 2 wrong usage or a bad file, 3 no suitable adapter.
@@ -60,9 +69,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            match &failure {
-                Failure::Mismatch => {}
-                Failure::Usage(message) | Failure::Adapter(message) => eprintln!("gqa: {message}"),
+            // A mismatch was reported where it was found.
+            if !matches!(failure, Failure::Mismatch) {
+                eprintln!("gqa: {failure}");
             }
             ExitCode::from(failure.code())
         }
