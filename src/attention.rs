@@ -106,8 +106,8 @@ impl Attention {
     /// Turns a batch into work for all layers: once per forward call, after [`KvCache::extend`].
     ///
     /// # Errors
-    /// [`Error::CacheMismatch`], [`Error::StaleSequence`], [`Error::RepeatedSequence`], or [`Error::Field`] for a length,
-    /// position or layout that cannot be.
+    /// [`Error::CacheMismatch`], [`Error::StaleSequence`], [`Error::RepeatedSequence`], [`Error::Field`] for a length,
+    /// position or layout that cannot be, [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`].
     pub fn prepare(&self, queue: &wgpu::Queue, cache: &KvCache, batch: &Batch<'_>) -> Result<Step, Error> {
         let spec = self.plan.spec();
         let (needed, found) = (Entry::of(spec), cache.entry());

@@ -39,6 +39,16 @@ impl StepSequence {
     fn rows(&self, spec: &AttentionSpec) -> u32 {
         self.q_len * spec.group()
     }
+
+    /// Whether its rows are few: one token, or as many as a decode tile holds.
+    fn is_decode(&self, plan: &Plan) -> bool {
+        self.rows(&plan.spec) <= plan.decode.tile.rows.max(plan.spec.group())
+    }
+
+    /// Rows of the tiles that its rows are cut into.
+    fn tile_rows(&self, plan: &Plan) -> u32 {
+        if self.is_decode(plan) { plan.decode.tile.rows } else { plan.prefill.tile.rows }
+    }
 }
 
 /// Items of every kernel for one step, and what they need.
@@ -60,7 +70,6 @@ pub struct WorkLists {
 
 impl WorkLists {
     pub(super) fn new(plan: &Plan, sequences: &[StepSequence]) -> Self {
-        let spec = &plan.spec;
         let mut chunk = plan.chunk.unwrap_or_else(|| fair_chunk(plan, sequences));
         loop {
             let mut lists = Self::default();
@@ -78,7 +87,6 @@ impl WorkLists {
             for sequence in sequences {
                 lists.append.extend(append_runs(sequence));
             }
-            debug_assert!(lists.combine.iter().all(|c| c.row_end - c.row_begin <= spec.q_heads() * 64));
             return lists;
         }
     }
@@ -86,10 +94,10 @@ impl WorkLists {
     fn attend(&mut self, plan: &Plan, sequence: &StepSequence, chunk: u32) {
         let spec = &plan.spec;
         let rows = sequence.rows(spec);
-        let few = rows <= plan.decode.tile.rows.max(spec.group());
-        let (list, tile_rows) = match few {
-            true => (&mut self.decode, plan.decode.tile.rows),
-            false => (&mut self.prefill, plan.prefill.tile.rows),
+        let tile_rows = sequence.tile_rows(plan);
+        let list = match sequence.is_decode(plan) {
+            true => &mut self.decode,
+            false => &mut self.prefill,
         };
         for row_begin in (0..rows).step_by(tile_rows as usize) {
             let row_end = rows.min(row_begin + tile_rows);
@@ -139,11 +147,7 @@ impl WorkLists {
 fn fair_chunk(plan: &Plan, sequences: &[StepSequence]) -> u32 {
     let spec = &plan.spec;
     let walk = |s: &StepSequence| {
-        let rows = s.rows(spec);
-        let tiles = match rows <= plan.decode.tile.rows.max(spec.group()) {
-            true => rows.div_ceil(plan.decode.tile.rows),
-            false => rows.div_ceil(plan.prefill.tile.rows),
-        };
+        let tiles = s.rows(spec).div_ceil(s.tile_rows(plan));
         u64::from(tiles) * u64::from(s.kv_len) * u64::from(spec.kv_heads())
     };
     let total: u64 = sequences.iter().map(walk).sum();

@@ -79,6 +79,7 @@ fn roofline(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()?;
     Ok(())
@@ -116,6 +117,7 @@ fn time_against_length(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn E
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()?;
     Ok(())
