@@ -50,8 +50,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
     let row = item.row_begin + local_row;
     let token = item.token + row / GROUP;
-    write_out(token, query_head(kv_head, row), four, normalise(o, d));
+    finish_four(token, query_head(kv_head, row), four, o, vec2(m, d));
     if four == 0u {
-        write_lse(token, query_head(kv_head, row), m, d);
+        finish_lse(token, query_head(kv_head, row), vec2(m, d));
     }
 }

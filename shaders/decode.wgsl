@@ -32,6 +32,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
     let team = thread / TEAM;
     let column = thread % V4;
     let v_team = thread / V4;
+    measure_queries(item, kv_head, thread);
 
     for (var i = thread; i < ROWS * K4; i += THREADS) {
         q_tile[i] = query_four(item, kv_head, item.row_begin + i / K4, i % K4);
@@ -48,6 +49,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
     workgroupBarrier();
 
     for (var tile = item.key_begin; tile < item.key_end; tile += KEYS) {
+        let kind = tile_kind(item, kv_head, tile);
+        if kind == SKIP {
+            continue;
+        }
         for (var pass_key = 0u; pass_key < KEYS; pass_key += TEAMS) {
             let key = tile + pass_key + team;
             var dots: array<f32, ROWS>;
@@ -60,7 +65,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
                     }
                 }
             }
-            team_scores(item, Score(tile, pass_key, thread), &dots);
+            team_scores(item, Score(tile, pass_key, thread, kv_head, kind), &dots);
         }
         // The scores of the tile are whole.
         workgroupBarrier();
@@ -123,9 +128,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
             workgroupBarrier();
         }
         if v_team == 0u {
-            emit(item, kv_head, item.row_begin + r, column, o[r], d[r]);
+            emit(item, kv_head, item.row_begin + r, column, o[r], vec2(m[r], d[r]));
             if column == 0u {
-                emit_sums(item, kv_head, item.row_begin + r, m[r], d[r]);
+                emit_sums(item, kv_head, item.row_begin + r, vec2(m[r], d[r]));
             }
         }
     }

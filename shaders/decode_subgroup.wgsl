@@ -20,13 +20,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     let item = work.items[index];
     let kv_head = workgroup.y;
 
+    measure_queries(item, kv_head, lane);
+
     var q: array<vec4<f32>, ROWS * K_PART>;
     var o: array<vec4<f32>, ROWS * V_PART>;
     var m: array<f32, ROWS>;
     var d: array<f32, ROWS>;
-    var end: array<u32, ROWS>;
+    var rows: array<Row, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-        end[r] = visible_end(item, item.row_begin + r);
+        rows[r] = row_of(item, kv_head, item.row_begin + r);
         m[r] = HIDDEN;
         d[r] = 0.0;
         for (var i = 0u; i < K_PART; i++) {
@@ -38,6 +40,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     }
 
     for (var block = item.key_begin; block < item.key_end; block += LANES) {
+        let kind = tile_kind(item, kv_head, block);
+        if kind == SKIP {
+            continue;
+        }
         let count = min(LANES, item.key_end - block);
         let cache_row = kv_row(item, kv_head, block);
         // Lane j keeps the logit of key block + j.
@@ -59,7 +65,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            s[r] = logit(s[r], block + lane, min(end[r], item.key_end));
+            s[r] = logit(s[r], rows[r], block + lane, kind);
             let top = max(m[r], subgroupMax(s[r]));
             let shrink = exp2(m[r] - top);
             m[r] = top;
@@ -90,10 +96,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     for (var r = 0u; r < ROWS; r++) {
         for (var i = 0u; i < V_PART; i++) {
-            emit(item, kv_head, item.row_begin + r, i * LANES + lane, o[r * V_PART + i], d[r]);
+            emit(item, kv_head, item.row_begin + r, i * LANES + lane, o[r * V_PART + i], vec2(m[r], d[r]));
         }
         if lane == 0u {
-            emit_sums(item, kv_head, item.row_begin + r, m[r], d[r]);
+            emit_sums(item, kv_head, item.row_begin + r, vec2(m[r], d[r]));
         }
     }
 }

@@ -32,6 +32,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let kv_head = workgroup.y;
     let x = thread % PART;
     let y = thread / PART;
+    measure_queries(item, kv_head, thread);
 
     var o: array<vec4<f32>, 4u * V_PARTS>;
     for (var i = 0u; i < 4u * V_PARTS; i++) {
@@ -40,12 +41,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     // Sums over this invocation's own keys; they meet at the end.
     var d = vec4(0.0);
     var m = vec4(HIDDEN);
-    var end: array<u32, 4>;
+    var rows: array<Row, 4>;
     for (var i = 0u; i < 4u; i++) {
-        end[i] = min(visible_end(item, item.row_begin + y * 4u + i), item.key_end);
+        rows[i] = row_of(item, kv_head, item.row_begin + y * 4u + i);
     }
 
     for (var tile = item.key_begin; tile < item.key_end; tile += KEYS) {
+        let kind = tile_kind(item, kv_head, tile);
+        if kind == SKIP {
+            continue;
+        }
         // dots[j][i]: key x + j * PART, row y * 4 + i.
         var dots: array<vec4<f32>, KEYS_EACH>;
         for (var part = 0u; part < K_PARTS; part++) {
@@ -81,7 +86,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var best = vec4(HIDDEN);
         for (var j = 0u; j < KEYS_EACH; j++) {
             for (var i = 0u; i < 4u; i++) {
-                dots[j][i] = logit(dots[j][i], tile + x + j * PART, end[i]);
+                dots[j][i] = logit(dots[j][i], rows[i], tile + x + j * PART, kind);
             }
             best = max(best, dots[j]);
         }
@@ -142,10 +147,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     for (var i = 0u; i < 4u; i++) {
         let row = item.row_begin + y * 4u + i;
         for (var part = 0u; part < V_PARTS; part++) {
-            emit(item, kv_head, row, part * PART + x, o[part * 4u + i], d[i]);
+            emit(item, kv_head, row, part * PART + x, o[part * 4u + i], vec2(m[i], d[i]));
         }
         if x == 0u {
-            emit_sums(item, kv_head, row, m[i], d[i]);
+            emit_sums(item, kv_head, row, vec2(m[i], d[i]));
         }
     }
 }

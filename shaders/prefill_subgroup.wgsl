@@ -22,14 +22,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     let item = work.items[index];
     let kv_head = workgroup.y;
 
+    measure_queries(item, kv_head, lane);
+
     var q: array<vec4<f32>, ROWS_EACH * K_WIDE>;
     var o: array<vec4<f32>, ROWS_EACH * V_WIDE>;
     var m: array<f32, ROWS_EACH>;
     var d: array<f32, ROWS_EACH>;
-    var end: array<u32, ROWS_EACH>;
+    var rows: array<Row, ROWS_EACH>;
     for (var r = 0u; r < ROWS_EACH; r++) {
         let row = item.row_begin + r * LANES + lane;
-        end[r] = visible_end(item, row);
+        rows[r] = row_of(item, kv_head, row);
         m[r] = HIDDEN;
         d[r] = 0.0;
         for (var c = 0u; c < K_WIDE; c++) {
@@ -40,7 +42,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
+    var kind = PARTIAL;
     for (var key = item.key_begin; key < item.key_end; key++) {
+        if MAPPED && (key - item.key_begin) % MAP_KEYS == 0u {
+            kind = tile_kind(item, kv_head, key);
+            if kind == SKIP {
+                key += MAP_KEYS - 1u;
+                continue;
+            }
+        }
         let cache_row = kv_row(item, kv_head, key);
         var sum: array<vec4<f32>, ROWS_EACH>;
         for (var i = 0u; i < K_PART; i++) {
@@ -57,7 +67,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
         var p: array<f32, ROWS_EACH>;
         for (var r = 0u; r < ROWS_EACH; r++) {
-            let s = logit(sum[r].x + sum[r].y + sum[r].z + sum[r].w, key, end[r]);
+            let s = logit(sum[r].x + sum[r].y + sum[r].z + sum[r].w, rows[r], key, kind);
             if s > m[r] + 8.0 {
                 let shrink = exp2(m[r] - s);
                 for (var c = 0u; c < V_WIDE; c++) {
@@ -86,8 +96,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     for (var r = 0u; r < ROWS_EACH; r++) {
         let row = item.row_begin + r * LANES + lane;
         for (var c = 0u; c < V4; c++) {
-            emit(item, kv_head, row, c, o[r * V_WIDE + c], d[r]);
+            emit(item, kv_head, row, c, o[r * V_WIDE + c], vec2(m[r], d[r]));
         }
-        emit_sums(item, kv_head, row, m[r], d[r]);
+        emit_sums(item, kv_head, row, vec2(m[r], d[r]));
     }
 }

@@ -25,6 +25,7 @@ pub struct CacheShape {
 pub(crate) struct Entry {
     kv_heads: u32,
     head_dim: u32,
+    /// 0 where values lie in keys.
     v_head_dim: u32,
     dtype: Dtype,
 }
@@ -34,7 +35,7 @@ impl Entry {
         Self {
             kv_heads: spec.kv_heads(),
             head_dim: spec.head_dim(),
-            v_head_dim: spec.v_head_dim(),
+            v_head_dim: if spec.v_in_k() { 0 } else { spec.v_head_dim() },
             dtype: spec.kv_dtype(),
         }
     }
@@ -52,7 +53,7 @@ impl std::fmt::Display for Entry {
 pub struct Layer {
     /// Keys.
     pub k: wgpu::Buffer,
-    /// Values.
+    /// Values; the same buffer where values lie in keys.
     pub v: wgpu::Buffer,
 }
 
@@ -89,7 +90,11 @@ impl KvCache {
         let buffer =
             |name: &str, layer, size| create_buffer(device, &format!("gqa.cache.{name}{layer}"), size, usage);
         let layers = (0..shape.layers)
-            .map(|i| Ok(Layer { k: buffer("k", i, k_size)?, v: buffer("v", i, v_size)? }))
+            .map(|i| {
+                let k = buffer("k", i, k_size)?;
+                let v = if spec.v_in_k() { k.clone() } else { buffer("v", i, v_size)? };
+                Ok(Layer { k, v })
+            })
             .collect::<Result<_, Error>>()?;
         let table = SequenceTable::new(shape.sequences, shape.capacity);
         Ok(Self { entry: Entry::of(spec), table, layers })
@@ -152,7 +157,8 @@ impl KvCache {
 
     /// Bytes of GPU memory, over all layers.
     pub fn size(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.k.size() + layer.v.size()).sum()
+        let values = |layer: &Layer| if layer.k == layer.v { 0 } else { layer.v.size() };
+        self.layers.iter().map(|layer| layer.k.size() + values(layer)).sum()
     }
 
     pub(crate) fn shared_layers(&self) -> Arc<[Layer]> {

@@ -69,6 +69,30 @@ pub(crate) fn create_buffer(
     }
 }
 
+/// A buffer that holds `bytes`, whole words of them, from the start: no queue is needed.
+pub(crate) fn create_filled(
+    device: &wgpu::Device,
+    label: &str,
+    usage: wgpu::BufferUsages,
+    bytes: &[u8],
+) -> Result<wgpu::Buffer, Error> {
+    let size = bytes.len() as u64;
+    let memory = || Error::OutOfMemory { what: label.to_owned(), needed: size };
+    let scopes = [wgpu::ErrorFilter::OutOfMemory].map(|f| device.push_error_scope(f));
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage,
+        mapped_at_creation: true,
+    });
+    if said(scopes).is_some() {
+        return Err(memory());
+    }
+    buffer.get_mapped_range_mut(..).map_err(|_| memory())?.copy_from_slice(bytes);
+    buffer.unmap();
+    Ok(buffer)
+}
+
 /// What the device said against what was done under `scopes`, if it has said so already. Natively it has; a browser answers
 /// later, and then its error goes to the caller's handler: the library never waits.
 pub(crate) fn said<const N: usize>(scopes: [wgpu::ErrorScopeGuard; N]) -> Option<wgpu::Error> {

@@ -68,6 +68,7 @@ mod caps;
 mod device;
 mod error;
 mod layout;
+mod merge;
 mod pages;
 pub mod params;
 mod pipeline;
@@ -75,11 +76,13 @@ pub mod plan;
 #[cfg(feature = "cli")]
 pub mod profile;
 pub mod reference;
+mod rope;
 pub mod shader;
 mod spec;
 mod step;
 #[cfg(feature = "cli")]
 pub mod verify;
+mod weights;
 
 pub use attention::{Attention, Bindings, Io, NewKv};
 pub use batch::{Batch, Sequence};
@@ -88,10 +91,16 @@ pub use caps::Caps;
 pub use device::{WANTED_FEATURES, device_descriptor};
 pub use error::Error;
 pub use layout::{Layout, Shape};
+pub use merge::{Merge, MergeLayout, MergeStep, Partial};
 pub use pages::SequenceId;
 pub use plan::{Family, Options, Plan};
-pub use spec::{AttentionSpec, Dtype, MAX_HEAD_DIM, MAX_HEADS, SpecBuilder};
+pub use rope::{Pairing, Rope, Scaling};
+pub use spec::{
+    AttentionSpec, Dtype, HIDES, MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, Mask, MaskLayout, SpecBuilder,
+    alibi_slopes,
+};
 pub use step::Step;
+pub use weights::LayerWeights;
 pub use wgpu;
 
 /// The README's example compiles.

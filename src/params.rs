@@ -5,6 +5,9 @@ use bytemuck::{Pod, Zeroable};
 /// Marks a [`WorkItem`] whose rows need no [`CombineItem`]: it writes the output itself.
 pub const WHOLE: u32 = u32::MAX;
 
+/// Keys of a tile in the map of a dense mask.
+pub const MAP_KEYS: u32 = 32;
+
 /// What all items of a step share: the head of every work list. `Params` in `shaders/parts/params.wgsl`.
 ///
 /// Offsets and strides are in elements of the tensor that they name.
@@ -35,6 +38,8 @@ pub struct Params {
     pub lse_token: u32,
     /// Between heads of the LSE.
     pub lse_head: u32,
+    /// Where the maps begin in the step's masks, in words.
+    pub maps: u32,
 }
 
 /// A tile of rows and a chunk of keys of one sequence, for every KV head: what one workgroup walks.
@@ -60,6 +65,18 @@ pub struct WorkItem {
     pub cache_row: u32,
     /// Where the chunk's states go, in rows of the state buffer, or [`WHOLE`].
     pub state: u32,
+    /// Position in the sequence of key 0: more than 0 in a document that is not the first.
+    pub origin: u32,
+    /// First word of its mask in the step's masks.
+    pub mask: u32,
+    /// Words of the mask from a query head to the next; 0 where heads share it.
+    pub mask_head: u32,
+    /// Words of the mask from a query token to the next; 0 where it has none.
+    pub mask_token: u32,
+    /// The mask's column of key 0.
+    pub mask_key: i32,
+    /// First word of its map, from [`Params::maps`] on.
+    pub map: u32,
 }
 
 /// A tile of rows whose chunks are to be merged, for every KV head. `CombineItem` in `shaders/combine.wgsl`.
@@ -86,8 +103,42 @@ pub struct AppendItem {
     pub token: u32,
     /// Tokens of the run.
     pub tokens: u32,
-    /// Its position in the sequence.
-    pub position: u32,
+    /// Place of the first in the sequence.
+    pub slot: u32,
+    /// Position that the first is turned to.
+    pub position: i32,
     /// The sequence's first row in the cache.
     pub cache_row: u32,
+}
+
+/// Head of the work list of `pack`: strides of the caller's mask, in elements. Part of `PackWork` in `shaders/pack.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct PackHead {
+    /// Items that follow.
+    pub items: u32,
+    /// Between query heads.
+    pub head_stride: u32,
+    /// Between query tokens.
+    pub token_stride: u32,
+    /// Between keys.
+    pub key_stride: u32,
+}
+
+/// The mask of one sequence. `PackItem` in `shaders/pack.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct PackItem {
+    /// First word in the step's masks.
+    pub word: u32,
+    /// Words of a query token.
+    pub pitch: u32,
+    /// Planes: 1 where heads share one.
+    pub heads: u32,
+    /// Query tokens.
+    pub q_len: u32,
+    /// Keys.
+    pub kv_len: u32,
+    /// First element in the caller's mask.
+    pub source: u32,
 }

@@ -2,7 +2,7 @@
 
 use crate::device::said;
 use crate::error::Error;
-use crate::shader::{Compiler, Kernel, Variant, link};
+use crate::shader::{Access, Compiler, Variant, link};
 
 /// A compiled kernel.
 #[derive(Debug, Clone)]
@@ -11,22 +11,6 @@ pub(crate) struct Pipeline {
     bindings: Vec<u32>,
     layout: wgpu::BindGroupLayout,
     pub(crate) pipeline: wgpu::ComputePipeline,
-}
-
-/// Bindings of a kernel in the order of their numbers, and whether it writes them.
-fn bindings(variant: &Variant) -> Vec<(u32, bool)> {
-    match variant.kernel {
-        Kernel::Append => vec![(0, false), (1, false), (2, false), (3, true), (4, true)],
-        Kernel::Combine => vec![(0, false), (4, true), (5, true), (6, true)],
-        _ => {
-            let mut all =
-                vec![(0, false), (1, false), (2, false), (3, false), (4, true), (5, true), (6, true)];
-            if variant.counted {
-                all.push((7, true));
-            }
-            all
-        }
-    }
 }
 
 impl Pipeline {
@@ -44,20 +28,24 @@ impl Pipeline {
             device.create_shader_module(descriptor)
         } else {
             // SAFETY: every index is in range. Queries, outputs, LSE and new K/V: layouts are checked against the batch
-            // (`Batch::resolve`) and views against the layouts (`Attention::view`). Cache rows: sequences and lengths come from
+            // (`Batch::resolve`) and views against the layouts (`Caps::view`). Masks and maps: sized by the plan that numbers them, and read only where a key is visible. Tables: laid out by the spec. Cache rows: sequences and lengths come from
             // `SequenceTable`, which keeps them within the buffers. States: sized by the plan that numbers them. Work lists:
             // items are counted in their head. Loops run over these same bounds, so they end. The tests run every kernel
             // checked and unchecked.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
-        let bindings = bindings(variant);
+        let bindings = variant.bindings();
         let entries: Vec<_> = bindings
             .iter()
-            .map(|&(binding, written)| wgpu::BindGroupLayoutEntry {
+            .map(|&(binding, access)| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
                 ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: !written },
+                    ty: match access {
+                        Access::Uniform => wgpu::BufferBindingType::Uniform,
+                        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                        Access::Write => wgpu::BufferBindingType::Storage { read_only: false },
+                    },
                     has_dynamic_offset: false,
                     min_binding_size: None,
                 },
@@ -98,17 +86,16 @@ impl Pipeline {
     }
 }
 
-/// Binds `resources` in the order of the kernel's binding numbers.
+/// Binds those of the numbered `resources` that the kernel uses.
 pub(crate) fn bind(
     device: &wgpu::Device,
     pipeline: &Pipeline,
-    resources: &[wgpu::BindingResource<'_>],
+    resources: &[(u32, wgpu::BindingResource<'_>)],
 ) -> wgpu::BindGroup {
-    let entries: Vec<_> = pipeline
-        .bindings
+    let entries: Vec<_> = resources
         .iter()
-        .zip(resources)
-        .map(|(&binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
+        .filter(|(number, _)| pipeline.bindings.contains(number))
+        .map(|(number, resource)| wgpu::BindGroupEntry { binding: *number, resource: resource.clone() })
         .collect();
     device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(&pipeline.label),

@@ -1,15 +1,16 @@
 //! The definition: attention in f64, in plain loops. Every kernel is measured against it.
 
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, HIDES};
+use crate::weights::LayerWeights;
 
-/// One sequence: queries, keys and values as they are stored, dense.
-#[derive(Debug, Clone, Copy)]
+/// One sequence: queries as they come, keys and values as they are stored, dense.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Problem<'a> {
-    /// `[q_len][q_heads][head_dim]`.
+    /// `[q_len][q_heads][head_dim]`, neither normalised nor turned.
     pub q: &'a [f32],
-    /// `[kv_len][kv_heads][head_dim]`.
+    /// `[kv_len][kv_heads][head_dim]`, as the cache holds them: [`embed`]ded before they were stored.
     pub k: &'a [f32],
-    /// `[kv_len][kv_heads][v_head_dim]`.
+    /// `[kv_len][kv_heads][v_head_dim]`; unused where values lie in keys.
     pub v: &'a [f32],
     /// Query tokens.
     pub q_len: usize,
@@ -17,46 +18,187 @@ pub struct Problem<'a> {
     pub kv_len: usize,
     /// Position of the first query among the keys.
     pub q_start: i64,
+    /// A dense mask: added to the logits, or hides where it is 0, as the spec says.
+    pub mask: Option<DenseMask<'a>>,
+    /// As [`Sequence::tree`](crate::Sequence::tree).
+    pub tree: Option<&'a [u64]>,
+    /// As [`Sequence::documents`](crate::Sequence::documents).
+    pub documents: Option<&'a [u32]>,
+    /// What the layer has learned.
+    pub weights: LayerWeights<'a>,
+}
+
+/// The mask of one sequence: element (query head, query token, key) at `head * strides[0] + token * strides[1] + key * strides[2]`.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseMask<'a> {
+    /// Its elements.
+    pub values: &'a [f32],
+    /// Between heads, tokens, keys; 0 broadcasts.
+    pub strides: [usize; 3],
 }
 
 /// What attention gives.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Answer {
     /// `[q_len][q_heads][v_head_dim]`; 0 where a row sees no key.
     pub out: Vec<f64>,
     /// `[q_len][q_heads]`, natural log; -inf where a row sees no key.
     pub lse: Vec<f64>,
+    /// The largest sum of magnitudes that a logit which matters was added up from: rounding errors grow with it.
+    pub magnitude: f64,
 }
 
-/// `out = softmax(scale * q k^T + mask) v` for every query head, in f64.
+impl Problem<'_> {
+    /// The position to which the query of a token turns.
+    pub fn query_position(&self, token: usize) -> i64 {
+        match self.tree {
+            // The depth in a tree: the draft tokens that it sees, itself not counted.
+            Some(tree) => self.q_start + i64::from(tree[token].count_ones().max(1) - 1),
+            None => self.q_start + token as i64,
+        }
+    }
+
+    /// The position to which a key turns.
+    pub fn key_position(&self, key: usize) -> i64 {
+        match self.tree {
+            Some(tree) if key + tree.len() >= self.kv_len => {
+                self.query_position(key + tree.len() - self.kv_len)
+            }
+            _ => key as i64,
+        }
+    }
+
+    /// What is added to the logit of a pair, if the pair is visible.
+    fn bias(&self, spec: &AttentionSpec, [token, head, key]: [usize; 3]) -> Option<f64> {
+        let (position, j) = (self.q_start + token as i64, key as i64);
+        let mut visible = !spec.causal() || j <= position;
+        visible &= spec.window_left().is_none_or(|left| j >= position - i64::from(left));
+        visible &= spec.window_right().is_none_or(|right| j <= position + i64::from(right));
+        if let Some(documents) = self.documents {
+            visible &=
+                document(documents, j).is_some() && document(documents, j) == document(documents, position);
+        }
+        if let Some(tree) = self.tree {
+            let first = self.kv_len - tree.len();
+            visible &= key < first || tree[token] >> (key - first) & 1 == 1;
+        }
+        let mut bias = 0.0;
+        if let Some(slopes) = spec.alibi() {
+            bias -= f64::from(slopes[head]) * (position - j) as f64;
+        }
+        if let Some(DenseMask { values, strides }) = self.mask {
+            let value = values[head * strides[0] + token * strides[1] + key * strides[2]];
+            match spec.mask() {
+                crate::Mask::Keep => visible &= value != 0.0,
+                _ => {
+                    visible &= value > HIDES;
+                    bias += f64::from(value);
+                }
+            }
+        }
+        visible.then_some(bias)
+    }
+}
+
+/// Which document a position lies in.
+fn document(lens: &[u32], position: i64) -> Option<usize> {
+    let mut end = 0;
+    lens.iter().position(|len| {
+        let begin = end;
+        end += i64::from(*len);
+        (begin..end).contains(&position)
+    })
+}
+
+/// A query or key as its logits see it: RMS-normalised with `weights`, turned to `position`, where the spec asks for that.
+pub fn embed(spec: &AttentionSpec, row: &[f32], weights: &[f32], position: i64) -> Vec<f64> {
+    let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+    if let Some(epsilon) = spec.qk_norm() {
+        let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+        let factor = 1.0 / (mean + f64::from(epsilon)).sqrt();
+        for (x, w) in row.iter_mut().zip(weights) {
+            *x *= factor * f64::from(*w);
+        }
+    }
+    if let Some(rope) = spec.rope() {
+        rope.rotate(&mut row, position);
+    }
+    row
+}
+
+/// Attention of one sequence, as [`AttentionSpec`] defines it, in f64.
 pub fn attention(spec: &AttentionSpec, problem: &Problem<'_>) -> Answer {
     let (q_heads, kv_heads) = (spec.q_heads() as usize, spec.kv_heads() as usize);
     let (dim, v_dim) = (spec.head_dim() as usize, spec.v_head_dim() as usize);
-    let mut answer = Answer { out: Vec::new(), lse: Vec::new() };
+    let mut answer = Answer::default();
     for token in 0..problem.q_len {
-        let end = spec.visible_end(problem.q_start + token as i64, problem.kv_len as u32) as usize;
         for head in 0..q_heads {
             let kv_head = head / spec.group() as usize;
             let q = &problem.q[(token * q_heads + head) * dim..][..dim];
-            let logit = |key: usize| -> f64 {
+            let q = embed(spec, q, problem.weights.q_norm, problem.query_position(token));
+            // Visible keys, their logits, and what the logits were added up from.
+            let (mut keys, mut logits, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+            for key in 0..problem.kv_len {
+                let Some(bias) = problem.bias(spec, [token, head, key]) else { continue };
                 let k = &problem.k[(key * kv_heads + kv_head) * dim..][..dim];
-                let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-                f64::from(spec.scale()) * dot
+                let (mut dot, mut size) = (0.0, 0.0);
+                for (&q, &k) in q.iter().zip(k) {
+                    let product = q * f64::from(k);
+                    dot += product;
+                    size += product.abs();
+                }
+                let scale = f64::from(spec.scale());
+                let mut logit = scale * dot;
+                if let Some(cap) = spec.softcap().map(f64::from) {
+                    logit = cap * (logit / cap).tanh();
+                }
+                keys.push(key);
+                logits.push(logit + bias);
+                sizes.push(scale.abs() * size + bias.abs());
+            }
+            let sink = match spec.sinks() && !keys.is_empty() {
+                true => f64::from(problem.weights.sinks[head]),
+                false => f64::NEG_INFINITY,
             };
-            let logits: Vec<f64> = (0..end).map(logit).collect();
-            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum();
+            let max = logits.iter().copied().fold(sink, f64::max);
+            let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum::<f64>() + (sink - max).exp();
             let mut out = vec![0.0; v_dim];
-            for (key, x) in logits.iter().enumerate() {
+            for ((key, x), size) in keys.iter().zip(&logits).zip(&sizes) {
                 let weight = (x - max).exp() / sum;
-                let v = &problem.v[(key * kv_heads + kv_head) * v_dim..][..v_dim];
+                let row = key * kv_heads + kv_head;
+                let v = match spec.v_in_k() {
+                    true => &problem.k[row * dim..][..v_dim],
+                    false => &problem.v[row * v_dim..][..v_dim],
+                };
                 for (o, &v) in out.iter_mut().zip(v) {
                     *o += weight * f64::from(v);
                 }
+                if weight > 1e-7 {
+                    answer.magnitude = answer.magnitude.max(*size);
+                }
             }
             answer.out.extend(out);
-            answer.lse.push(if end == 0 { f64::NEG_INFINITY } else { max + sum.ln() });
+            answer.lse.push(if keys.is_empty() { f64::NEG_INFINITY } else { max + sum.ln() });
         }
     }
     answer
+}
+
+/// Two partial results of the same rows over different keys, merged: `lse = ln(exp(a) + exp(b))`, outputs weighted by
+/// `exp(a - lse)` and `exp(b - lse)` (FlashInfer, arXiv 2501.01005). A row with LSE -inf has seen no key and weighs nothing.
+pub fn merge(a: &Answer, b: &Answer) -> Answer {
+    let mut merged = Answer { magnitude: a.magnitude.max(b.magnitude), ..Answer::default() };
+    let v_dim = a.out.len() / a.lse.len().max(1);
+    for (row, (&x, &y)) in a.lse.iter().zip(&b.lse).enumerate() {
+        let max = x.max(y);
+        let [wx, wy] = [x, y].map(|l| if l == f64::NEG_INFINITY { 0.0 } else { (l - max).exp() });
+        let sum = wx + wy;
+        for i in row * v_dim..(row + 1) * v_dim {
+            // No part of either where neither has seen a key.
+            let out = if sum == 0.0 { 0.0 } else { (a.out[i] * wx + b.out[i] * wy) / sum };
+            merged.out.push(out);
+        }
+        merged.lse.push(if sum == 0.0 { f64::NEG_INFINITY } else { max + sum.ln() });
+    }
+    merged
 }

@@ -1,14 +1,14 @@
 //! One forward call, prepared: work lists in GPU buffers, used by every layer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::batch::{Batch, Resolved};
+use crate::batch::{Batch, Masks, Resolved};
 use crate::cache::Layer;
 use crate::caps::Caps;
 use crate::device::create_buffer;
 use crate::error::Error;
-use crate::params::Params;
+use crate::params::{PackHead, PackItem, Params};
 use crate::plan::{Plan, Traffic, WorkLists};
 use crate::shader::row_fours;
 
@@ -25,11 +25,19 @@ pub struct Step {
     pub(crate) decode: Launch,
     pub(crate) combine: Launch,
     pub(crate) append: Launch,
+    pub(crate) pack: Launch,
     pub(crate) states: Option<wgpu::Buffer>,
+    /// Masks of the sequences, then the maps of dense ones.
+    pub(crate) masks: Option<wgpu::Buffer>,
+    /// Whether a dense mask has been recorded.
+    pub(crate) masked: AtomicBool,
     pub(crate) layers: Arc<[Layer]>,
     pub(crate) needs: Needs,
     traffic: Traffic,
 }
+
+/// Words of a mask that one workgroup packs.
+const PACK_WORDS: u64 = 1024;
 
 /// Elements that each tensor must hold.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,6 +47,8 @@ pub(crate) struct Needs {
     pub(crate) lse: Option<u64>,
     pub(crate) new_k: u64,
     pub(crate) new_v: u64,
+    /// Where the spec has a dense mask.
+    pub(crate) mask: Option<u64>,
 }
 
 /// A work list in a buffer, and the dispatch that takes it.
@@ -63,6 +73,45 @@ pub(crate) struct Upload<'a> {
 }
 
 impl Upload<'_> {
+    /// The masks of a step: trees as they are, room for dense masks and their maps.
+    fn masks(&self, masks: &Masks, map_words: u64) -> Result<Option<wgpu::Buffer>, Error> {
+        let needed = (masks.words + map_words) * 4;
+        if needed == 0 {
+            return Ok(None);
+        }
+        if needed > self.caps.binding_size {
+            return Err(Error::Limit {
+                what: "the packed masks of a step".to_owned(),
+                limit: "max_storage_buffer_binding_size",
+                needed,
+                found: self.caps.binding_size,
+                hint: "broadcast what is the same for heads, or split the batch",
+            });
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = create_buffer(self.device, "gqa.masks", needed, usage)?;
+        if !masks.trees.is_empty() {
+            self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&masks.trees));
+        }
+        Ok(Some(buffer))
+    }
+
+    /// The work of packing dense masks: x shares out the words of a sequence, y and z hold the sequences.
+    fn pack(&self, batch: &Batch<'_>, masks: &Masks) -> Result<Launch, Error> {
+        let Some(layout) = batch.mask else { return Ok(Launch::default()) };
+        let head = PackHead {
+            items: masks.pack.len() as u32,
+            head_stride: layout.head_stride,
+            token_stride: layout.token_stride,
+            key_stride: layout.key_stride,
+        };
+        let words = |item: &PackItem| u64::from(item.heads) * u64::from(item.q_len) * u64::from(item.pitch);
+        let most = masks.pack.iter().map(words).max().unwrap_or(0);
+        let x = most.div_ceil(PACK_WORDS).min(u64::from(self.caps.workgroups)) as u32;
+        let [y, _, z] = WorkLists::grid(masks.pack.len(), 1, self.caps.workgroups);
+        self.launch(&WorkLists::bytes(&head, &masks.pack), [x, y, z])
+    }
+
     /// A work list in a buffer of its own. Never one that was used before: a write takes effect before the next submission,
     /// so it would change under commands that were recorded but not submitted.
     fn launch(&self, bytes: &[u8], grid: [u32; 3]) -> Result<Launch, Error> {
@@ -113,7 +162,7 @@ impl Step {
         (batch, resolved): (&Batch<'_>, &Resolved),
     ) -> Result<Self, Error> {
         let spec = plan.spec();
-        let lists = plan.work(&resolved.sequences);
+        let lists = plan.work(&resolved.sequences, &resolved.appends);
         let lse = batch.lse.unwrap_or_else(|| crate::Layout::tokens_heads(0, 0));
         let params = Params {
             items: 0,
@@ -128,6 +177,7 @@ impl Step {
             lse_offset: lse.offset,
             lse_token: lse.token_stride,
             lse_head: lse.head_stride,
+            maps: resolved.masks.words as u32,
         };
         let append = Params {
             q_offset: batch.new_k.offset,
@@ -139,6 +189,7 @@ impl Step {
             ..params
         };
         let grid = |items| WorkLists::grid(items, spec.kv_heads(), upload.caps.workgroups);
+        let counted = |params: Params, items: usize| Params { items: items as u32, ..params };
         let columns = lists.combine_rows * row_fours(spec.v_head_dim());
         let combine_grid =
             [columns.div_ceil(plan.combine().tile.threads), spec.kv_heads(), lists.combine.len() as u32];
@@ -149,11 +200,26 @@ impl Step {
         Ok(Self {
             attention,
             stamp: unique_id(),
-            prefill: upload.launch(&WorkLists::bytes(params, &lists.prefill), grid(lists.prefill.len()))?,
-            decode: upload.launch(&WorkLists::bytes(params, &lists.decode), grid(lists.decode.len()))?,
-            combine: upload.launch(&WorkLists::bytes(params, &lists.combine), combine_grid)?,
-            append: upload.launch(&WorkLists::bytes(append, &lists.append), grid(lists.append.len()))?,
+            prefill: upload.launch(
+                &WorkLists::bytes(&counted(params, lists.prefill.len()), &lists.prefill),
+                grid(lists.prefill.len()),
+            )?,
+            decode: upload.launch(
+                &WorkLists::bytes(&counted(params, lists.decode.len()), &lists.decode),
+                grid(lists.decode.len()),
+            )?,
+            combine: upload.launch(
+                &WorkLists::bytes(&counted(params, lists.combine.len()), &lists.combine),
+                combine_grid,
+            )?,
+            append: upload.launch(
+                &WorkLists::bytes(&counted(append, lists.append.len()), &lists.append),
+                grid(lists.append.len()),
+            )?,
+            pack: upload.pack(batch, &resolved.masks)?,
             states,
+            masks: upload.masks(&resolved.masks, lists.map_words)?,
+            masked: AtomicBool::new(false),
             layers,
             needs: needs(plan, batch, resolved),
             traffic: Traffic::of(spec, &resolved.sequences),
@@ -175,5 +241,6 @@ fn needs(plan: &Plan, batch: &Batch<'_>, resolved: &Resolved) -> Needs {
         lse: batch.lse.map(|layout| layout.extent(lse)),
         new_k: batch.new_k.extent(new_k),
         new_v: batch.new_v.extent(new_v),
+        mask: batch.mask.map(|_| resolved.masks.extent),
     }
 }

@@ -34,6 +34,8 @@ fn problem(spec: &AttentionSpec, q_len: u32, kv_len: u32) -> Problem {
         q: numbers(q_len * spec.q_heads() * spec.head_dim(), 0.37),
         k: numbers(kv_len * spec.kv_heads() * spec.head_dim(), 0.71),
         v: numbers(kv_len * spec.kv_heads() * spec.v_head_dim(), 1.31),
+        tree: None,
+        documents: None,
     }];
     problem
 }
@@ -43,7 +45,7 @@ fn random_problems() {
     for gpu in gpus() {
         for spec in 0..6 {
             let setup = random_setup(spec * 16);
-            let runner = Runner::new(&gpu, &random_problem(spec * 16).spec, &setup).unwrap();
+            let mut runner = Runner::new(&gpu, &random_problem(spec * 16).spec, &setup).unwrap();
             for seed in spec * 16..(spec + 1) * 16 {
                 let problem = random_problem(seed);
                 let result = runner.run(&problem).and_then(|output| check(&problem, &output));
@@ -73,7 +75,7 @@ fn without_any_optional_feature() {
         for (q_dtype, kv_dtype, dim) in [(Dtype::F16, Dtype::F16, 256), (Dtype::F32, Dtype::Bf16, 127)] {
             let spec =
                 AttentionSpec::builder(34, 2, dim).q_dtype(q_dtype).kv_dtype(kv_dtype).build().unwrap();
-            let runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
+            let mut runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
             for (q_len, kv_len) in [(1, 300), (5, 70)] {
                 let problem = problem(&spec, q_len, kv_len);
                 let result = runner.run(&problem).and_then(|output| check(&problem, &output));
@@ -114,7 +116,7 @@ fn prefill_fetches_visible_keys_once_per_tile() {
             let spec = AttentionSpec::builder(12, 2, 32).build().unwrap();
             let mut setup = with(family);
             setup.options.count_fetches = true;
-            let runner = Runner::new(&gpu, &spec, &setup).unwrap();
+            let mut runner = Runner::new(&gpu, &spec, &setup).unwrap();
             let problem = problem(&spec, q_len, kv_len);
             let output = runner.run(&problem).unwrap();
             assert_eq!(check(&problem, &output), Ok(()), "{}", gpu.name());
@@ -212,7 +214,7 @@ fn ragged_batches_in_every_arrangement() {
     for gpu in gpus() {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(10, 2, 33).v_head_dim(17).q_dtype(Dtype::F16).build().unwrap();
-            let runner = Runner::new(&gpu, &spec, &with(family)).unwrap();
+            let mut runner = Runner::new(&gpu, &spec, &with(family)).unwrap();
             let mut batch = problem(&spec, 0, 0);
             let lengths = [(1, 200), (0, 9), (70, 70), (1, 1), (4, 0), (2, 90), (33, 40)];
             batch.sequences = lengths.iter().flat_map(|(q, kv)| problem(&spec, *q, *kv).sequences).collect();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gqa::params::{WHOLE, WorkItem};
-use gqa::plan::{StepSequence, Traffic, WorkLists};
+use gqa::plan::{StepAppend, StepSequence, Traffic, WorkLists};
 use gqa::{AttentionSpec, Caps, Dtype, Family, Options, Plan};
 use proptest::prelude::*;
 
@@ -15,42 +15,39 @@ fn caps() -> [Caps; 3] {
 }
 
 fn spec() -> impl Strategy<Value = AttentionSpec> {
-    (1u32..=20, 1u32..=3, 1u32..=256, 1u32..=256, any::<bool>()).prop_map(
-        |(group, kv_heads, dim, v_dim, causal)| {
+    let window = || prop::option::of(0u32..200);
+    (1u32..=20, 1u32..=3, 1u32..=256, 1u32..=256, any::<bool>(), (window(), window())).prop_map(
+        |(group, kv_heads, dim, v_dim, causal, (left, right))| {
             let builder = AttentionSpec::builder(group * kv_heads, kv_heads, dim).v_head_dim(v_dim);
-            builder.kv_dtype(Dtype::F16).causal(causal).build().unwrap()
+            builder.kv_dtype(Dtype::F16).causal(causal).window(left, right).build().unwrap()
         },
     )
 }
 
-fn sequence() -> impl Strategy<Value = StepSequence> {
+fn sequence() -> impl Strategy<Value = (StepSequence, StepAppend)> {
     (0u32..60, 0u32..700, -70i32..700, any::<bool>(), 0u32..700).prop_map(
         |(q_len, kv_len, at, aligned, new)| {
             let q_start =
                 if aligned { kv_len as i32 - q_len as i32 } else { at.clamp(-(q_len as i32), kv_len as i32) };
-            StepSequence {
-                token: 0,
-                q_len,
-                q_start,
-                kv_len,
-                new_token: 0,
-                new_len: new.min(kv_len),
-                cache_row: 0,
-            }
+            let new_len = new.min(kv_len);
+            let slot = kv_len - new_len;
+            let append = StepAppend { len: new_len, slot, position: slot, ..StepAppend::default() };
+            (StepSequence { q_len, q_start, kv_len, ..StepSequence::default() }, append)
         },
     )
 }
 
 /// Sequences with tokens and cache rows of their own.
-fn batch() -> impl Strategy<Value = Vec<StepSequence>> {
+fn batch() -> impl Strategy<Value = (Vec<StepSequence>, Vec<StepAppend>)> {
     prop::collection::vec(sequence(), 0..6).prop_map(|mut sequences| {
         let (mut token, mut new_token) = (0, 0);
-        for (i, s) in sequences.iter_mut().enumerate() {
-            (s.token, s.new_token, s.cache_row) = (token, new_token, i as u32 * 10_000);
+        for (i, (s, append)) in sequences.iter_mut().enumerate() {
+            (s.token, s.cache_row) = (token, i as u32 * 10_000);
+            (append.token, append.cache_row) = (new_token, s.cache_row);
             token += s.q_len;
-            new_token += s.new_len;
+            new_token += append.len;
         }
-        sequences
+        sequences.into_iter().unzip()
     })
 }
 
@@ -77,20 +74,22 @@ proptest! {
         let family = if portable { Family::Portable } else { Family::Auto };
         let options = Options { chunk, family, ..Options::default() };
         let plan = Plan::new(&spec, &caps()[adapter], &options).unwrap();
-        let lists = plan.work(&batch);
+        let (batch, appends) = batch;
+        let lists = plan.work(&batch, &appends);
         for s in &batch {
             for row in 0..s.q_len * spec.group() {
-                let end = spec.visible_end(i64::from(s.q_start) + i64::from(row / spec.group()), s.kv_len);
+                let visible = spec.visible(i64::from(s.q_start) + i64::from(row / spec.group()), s.kv_len);
                 let keys = walked(&lists, s, row);
                 // All that it sees, and of the rest only what another row of its tile sees.
-                prop_assert!((0..end).all(|key| keys.contains(&key)), "row {row} misses a key");
+                prop_assert!(visible.clone().all(|key| keys.contains(&key)), "row {row} misses a key");
                 prop_assert!(keys.last().is_none_or(|last| *last < s.kv_len));
             }
         }
-        // No tile is longer than its last row's sight.
+        // No tile is longer than what its first and last row see.
         for item in lists.prefill.iter().chain(&lists.decode) {
-            let last = i64::from(item.q_start) + i64::from((item.row_end - 1) / spec.group());
-            prop_assert!(item.key_end <= spec.visible_end(last, item.kv_len));
+            let of = |row: u32| spec.visible(i64::from(item.q_start) + i64::from(row / spec.group()), item.kv_len);
+            prop_assert!(item.key_end <= of(item.row_end - 1).end);
+            prop_assert!(item.key_begin >= of(item.row_begin).start.min(item.key_end));
             prop_assert!(item.key_begin <= item.key_end && item.row_begin < item.row_end);
         }
     }
@@ -99,7 +98,8 @@ proptest! {
     fn states_are_apart_and_all_merged(spec in spec(), batch in batch(), adapter in 0usize..3, chunk in 1u32..200) {
         let options = Options { chunk: Some(chunk), ..Options::default() };
         let plan = Plan::new(&spec, &caps()[adapter], &options).unwrap();
-        let lists = plan.work(&batch);
+        let (batch, appends) = batch;
+        let lists = plan.work(&batch, &appends);
         let mut spans: BTreeMap<u64, (u64, &WorkItem)> = BTreeMap::new();
         for item in lists.prefill.iter().chain(&lists.decode).filter(|item| item.state != WHOLE) {
             let rows = u64::from(spec.kv_heads() * (item.row_end - item.row_begin));
@@ -128,15 +128,16 @@ proptest! {
     #[test]
     fn every_new_token_is_appended_once(spec in spec(), batch in batch()) {
         let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
-        let lists = plan.work(&batch);
+        let (batch, appends) = batch;
+        let lists = plan.work(&batch, &appends);
         let mut written = BTreeSet::new();
         for run in &lists.append {
             for i in 0..run.tokens {
-                prop_assert!(written.insert((run.cache_row, run.position + i, run.token + i)));
+                prop_assert!(written.insert((run.cache_row, run.slot + i, run.token + i, run.position + i as i32)));
             }
         }
-        let wanted = batch.iter().flat_map(|s| {
-            (0..s.new_len).map(|i| (s.cache_row, s.kv_len - s.new_len + i, s.new_token + i))
+        let wanted = appends.iter().flat_map(|a| {
+            (0..a.len).map(|i| (a.cache_row, a.slot + i, a.token + i, (a.position + i) as i32))
         });
         prop_assert_eq!(written, wanted.collect());
     }
@@ -153,11 +154,10 @@ fn states_never_exceed_a_binding() {
         q_len: 1,
         q_start: 999,
         kv_len: 1000,
-        new_token: i,
-        new_len: 1,
         cache_row: i * 1000,
+        ..StepSequence::default()
     };
-    let lists = plan.work(&(0..1000).map(decode).collect::<Vec<_>>());
+    let lists = plan.work(&(0..1000).map(decode).collect::<Vec<_>>(), &[]);
     assert!(lists.state_rows * plan.state_row_bytes() <= 1 << 20);
     assert_eq!(lists.decode.len(), 1000);
 }
@@ -172,32 +172,22 @@ fn chunks_fill_the_device_and_no_more() {
         q_len,
         q_start: kv_len as i32 - q_len as i32,
         kv_len,
-        new_token: 0,
-        new_len: 0,
-        cache_row: 0,
+        ..StepSequence::default()
     };
-    let workgroups = |s| plan.work(&[s]).decode.len() as u32 * spec.kv_heads();
+    let workgroups = |s| plan.work(&[s], &[]).decode.len() as u32 * spec.kv_heads();
     // One long decode fills the device; a short one is not cut below 64 keys.
     assert_eq!(workgroups(sequence(1, 65_536)), caps.fill());
     assert_eq!(workgroups(sequence(1, 128)), 2 * 8);
     assert_eq!(workgroups(sequence(1, 64)), 8);
     // A long prefill fills it without cutting most of its tiles.
-    let lists = plan.work(&[sequence(4096, 4096)]);
+    let lists = plan.work(&[sequence(4096, 4096)], &[]);
     assert!(lists.combine.len() * 2 < 4096 * 4 / 32, "{} tiles are cut", lists.combine.len());
 }
 
 #[test]
 fn traffic_counts_each_key_once_per_sequence() {
     let spec = AttentionSpec::builder(32, 8, 128).kv_dtype(Dtype::F16).build().unwrap();
-    let decode = StepSequence {
-        token: 0,
-        q_len: 1,
-        q_start: 4095,
-        kv_len: 4096,
-        new_token: 0,
-        new_len: 0,
-        cache_row: 0,
-    };
+    let decode = StepSequence { token: 0, q_len: 1, q_start: 4095, kv_len: 4096, ..StepSequence::default() };
     let traffic = Traffic::of(&spec, &[decode]);
     assert_eq!(traffic.bytes, 4096 * 8 * 256 * 2 + 32 * 256 * 4);
     assert_eq!(traffic.flops, 2 * 32 * 4096 * 256);

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use gqa::params::{AppendItem, CombineItem, Params, WorkItem};
+use gqa::params::{AppendItem, CombineItem, PackItem, Params, WorkItem};
 use gqa::shader::{Compiler, Kernel, Variant, link};
-use gqa::{AttentionSpec, Caps, Dtype, Options, Plan};
+use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
@@ -42,6 +42,32 @@ fn specs() -> Vec<AttentionSpec> {
             }
         }
     }
+    // One after the other, then all at once: what a feature links must stand alone, and with the others.
+    for dtype in [Dtype::F32, Dtype::F16] {
+        let plain = || AttentionSpec::builder(6, 2, 34).q_dtype(dtype).kv_dtype(Dtype::F16);
+        let rope = |pairing| Rope { pairing, ..Rope::new(32) };
+        let each = [
+            plain().window(4, 5),
+            plain().softcap(30.0),
+            plain().sinks(true),
+            plain().alibi(&alibi_slopes(6)),
+            plain().mask(Mask::Keep),
+            plain().mask(Mask::Add),
+            plain().mask(Mask::Tree),
+            plain().rope(rope(Pairing::Half)),
+            plain().rope(rope(Pairing::Interleaved)).mask(Mask::Tree),
+            plain().qk_norm(1e-6),
+            plain().v_in_k(20),
+        ];
+        let all = |builder: SpecBuilder, mask| {
+            let builder = builder.window(4, 5).softcap(30.0).sinks(true).alibi(&alibi_slopes(6)).mask(mask);
+            builder.rope(rope(Pairing::Half)).qk_norm(1e-6)
+        };
+        let masks = [Mask::Tree, Mask::Keep, Mask::Add];
+        let together = masks.into_iter().flat_map(|m| [all(plain(), m), all(plain().v_in_k(20), m)]);
+        specs.extend(each.into_iter().chain(together).map(|builder| builder.build().unwrap()));
+        specs.push(AttentionSpec::builder(16, 1, 576).v_in_k(512).q_dtype(dtype).build().unwrap());
+    }
     specs
 }
 
@@ -52,7 +78,8 @@ fn variants() -> BTreeMap<String, Variant> {
         for caps in adapters() {
             for count_fetches in [false, true] {
                 let plan = Plan::new(&spec, &caps, &Options { count_fetches, ..Options::default() }).unwrap();
-                for variant in plan.variants() {
+                let merge = plan.merge();
+                for variant in plan.variants().into_iter().chain([&merge]) {
                     variants.insert(link(variant, Compiler::Naga).text, variant.clone());
                 }
             }
@@ -173,21 +200,24 @@ macro_rules! assert_same_struct {
 
 #[test]
 fn structs_are_the_same_in_rust_and_wgsl() {
-    let spec = AttentionSpec::builder(4, 2, 8).build().unwrap();
+    let spec = AttentionSpec::builder(4, 2, 8).mask(Mask::Add).build().unwrap();
     let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
     let module = |variant| validate(&link(variant, Compiler::Naga).text, variant).0;
     let (prefill, combine, append) = (module(plan.prefill()), module(plan.combine()), module(plan.append()));
     for module in [&prefill, &combine, &append] {
         assert_same_struct!(
             module, Params, items, slots, lse, q_offset, q_token, q_head, out_offset, out_token, out_head,
-            lse_offset, lse_token, lse_head
+            lse_offset, lse_token, lse_head, maps
         );
     }
     assert_same_struct!(
-        &prefill, WorkItem, token, row_begin, row_end, key_begin, key_end, kv_len, q_start, cache_row, state
+        &prefill, WorkItem, token, row_begin, row_end, key_begin, key_end, kv_len, q_start, cache_row, state,
+        origin, mask, mask_head, mask_token, mask_key, map
     );
     assert_same_struct!(&combine, CombineItem, token, row_begin, row_end, state, chunks);
-    assert_same_struct!(&append, AppendItem, token, tokens, position, cache_row);
+    assert_same_struct!(&append, AppendItem, token, tokens, slot, position, cache_row);
+    let pack = module(plan.mask().unwrap().0);
+    assert_same_struct!(&pack, PackItem, word, pitch, heads, q_len, kv_len, source);
 }
 
 #[test]

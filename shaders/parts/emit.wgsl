@@ -4,26 +4,26 @@ fn state_row(item: WorkItem, kv_head: u32, row: u32) -> u32 {
     return item.state + kv_head * (item.row_end - item.row_begin) + row - item.row_begin;
 }
 
-// Four columns of a row.
-fn emit(item: WorkItem, kv_head: u32, row: u32, four: u32, o: vec4<f32>, d: f32) {
+// Four columns of a row, whose running max and sum are `sums`.
+fn emit(item: WorkItem, kv_head: u32, row: u32, four: u32, o: vec4<f32>, sums: vec2<f32>) {
     if row >= item.row_end || four >= V4 {
         return;
     }
     if item.state == WHOLE {
-        write_out(item.token + row / GROUP, query_head(kv_head, row), four, normalise(o, d));
+        finish_four(item.token + row / GROUP, query_head(kv_head, row), four, o, sums);
     } else {
         states[state_row(item, kv_head, row) * STATE4 + four] = o;
     }
 }
 
 // Running max and sum of a row: by one invocation.
-fn emit_sums(item: WorkItem, kv_head: u32, row: u32, m: f32, d: f32) {
+fn emit_sums(item: WorkItem, kv_head: u32, row: u32, sums: vec2<f32>) {
     if row >= item.row_end {
         return;
     }
     if item.state == WHOLE {
-        write_lse(item.token + row / GROUP, query_head(kv_head, row), m, d);
+        finish_lse(item.token + row / GROUP, query_head(kv_head, row), sums);
     } else {
-        states[state_row(item, kv_head, row) * STATE4 + V4] = vec4(m, d, 0.0, 0.0);
+        states[state_row(item, kv_head, row) * STATE4 + V4] = vec4(sums, 0.0, 0.0);
     }
 }

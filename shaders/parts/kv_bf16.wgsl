@@ -1,18 +1,9 @@
-// What a key and a value look like: bf16, two in a word, low half first. A row is K4 (V4) groups of four, zero-padded.
+// What four elements of the cache look like: bf16, two in a word, low half first.
 
-@group(0) @binding(2) var<storage, read> k_cache: array<vec2<u32>>;
-@group(0) @binding(3) var<storage, read> v_cache: array<vec2<u32>>;
+alias Four = vec2<u32>;
 
-fn load_k(row: u32, four: u32) -> vec4<f32> {
-    fetched();
-    let words = k_cache[row * K4 + four];
-    return vec4(decode_bf16(words.x), decode_bf16(words.y));
-}
-
-fn load_v(row: u32, four: u32) -> vec4<f32> {
-    fetched();
-    let words = v_cache[row * V4 + four];
-    return vec4(decode_bf16(words.x), decode_bf16(words.y));
+fn decode_four(four: Four) -> vec4<f32> {
+    return vec4(decode_bf16(four.x), decode_bf16(four.y));
 }
 
 fn decode_bf16(word: u32) -> vec2<f32> {

@@ -1,14 +1,15 @@
-// From a dot product to a logit in base 2: scale, (later: softcap, bias), mask, in that order.
+// From a dot product to a logit in base 2: scale, softcap, bias, mask, in that order.
 //
-// Infinities are not portable in WGSL: HIDDEN is a large finite negative number, and no weight is taken from it:
-// `weight` selects 0 where the logit is hidden, so a row that has seen no key keeps d = 0.
-// SCALE_LOG2 (prelude) is scale * log2(e): exp(x) = exp2(x * log2(e)).
+// No weight is taken from HIDDEN: `weight` selects 0 there, so a row that has seen no key keeps d = 0.
+// Parts: `scaled` (scale, softcap), `biased` (alibi), `masked` (mask_bits, mask_add), each of which may be nothing.
 
-const HIDDEN: f32 = -3.0e38;
-const LN_2: f32 = 0.6931471805599453;
-
-fn logit(dot: f32, key: u32, end: u32) -> f32 {
-    return select(HIDDEN, dot * SCALE_LOG2, key < end);
+// `kind` is that of the tile which holds the key.
+fn logit(dot: f32, row: Row, key: u32, kind: u32) -> f32 {
+    var visible = key < row.end;
+    if WINDOW_LEFT >= 0 {
+        visible = visible && key >= row.begin;
+    }
+    return masked(select(HIDDEN, biased(scaled(dot), row, key), visible), row, key, kind);
 }
 
 fn weight(logit: f32, row_max: f32) -> f32 {

@@ -3,6 +3,11 @@
 
 @group(0) @binding(4) var<storage, read_write> outputs: array<atomic<u32>>;
 
+fn load_out(index: u32) -> f32 {
+    let pair = decode_f16(atomicLoad(&outputs[index / 2u]));
+    return select(pair.x, pair.y, (index & 1u) == 1u);
+}
+
 fn store_out(index: u32, value: f32) {
     let shift = (index & 1u) * 16u;
     atomicAnd(&outputs[index / 2u], ~(0xffffu << shift));

@@ -14,6 +14,7 @@ struct Params {
     lse_offset: u32,
     lse_token: u32,
     lse_head: u32,
+    maps: u32,
 }
 
 // Items run along x and, past what one dimension holds, along z.

@@ -16,6 +16,8 @@ struct Score {
     tile: u32,
     pass_key: u32,
     thread: u32,
+    kv_head: u32,
+    kind: u32,
 }
 
 fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>) {
@@ -27,8 +29,8 @@ fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>)
         sum += subgroupShuffleXor(sum, 2u);
         sum += subgroupShuffleXor(sum, 4u);
         if at.thread % TEAM == r % TEAM {
-            let end = min(visible_end(item, item.row_begin + r), item.key_end);
-            scores[r * KEYS + at.pass_key + team] = logit(sum, key, end);
+            let row = row_of(item, at.kv_head, item.row_begin + r);
+            scores[r * KEYS + at.pass_key + team] = logit(sum, row, key, at.kind);
         }
     }
 }

@@ -13,6 +13,8 @@ struct Score {
     tile: u32,
     pass_key: u32,
     thread: u32,
+    kv_head: u32,
+    kind: u32,
 }
 
 var<workgroup> team_dots: array<f32, ROWS * THREADS>;
@@ -31,8 +33,8 @@ fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>)
             sum += team_dots[r * THREADS + t * TEAM + l];
         }
         let key = at.tile + at.pass_key + t;
-        let end = min(visible_end(item, item.row_begin + r), item.key_end);
-        scores[r * KEYS + at.pass_key + t] = logit(sum, key, end);
+        let row = row_of(item, at.kv_head, item.row_begin + r);
+        scores[r * KEYS + at.pass_key + t] = logit(sum, row, key, at.kind);
     }
     // The next pass overwrites the shares.
     workgroupBarrier();

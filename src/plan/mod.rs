@@ -4,11 +4,11 @@ mod work;
 
 use crate::caps::Caps;
 use crate::error::Error;
-use crate::params::{AppendItem, CombineItem, Params, WorkItem};
+use crate::params::{AppendItem, CombineItem, WorkItem};
 use crate::shader::{BROADCAST_LANES, F16, Kernel, Tile, Variant, row_fours};
 use crate::spec::AttentionSpec;
 
-pub use work::{StepSequence, Traffic, WorkLists};
+pub use work::{MaskPlace, StepAppend, StepSequence, Traffic, WorkLists};
 
 /// Most rows that [`Kernel::Decode`] packs: beyond, accumulators leave the registers.
 const DECODE_ROWS: u32 = 16;
@@ -50,6 +50,7 @@ pub struct Plan {
     decode: Variant,
     combine: Variant,
     append: Variant,
+    mask: Option<(Variant, Variant)>,
     chunk: Option<u32>,
     fill: u32,
     binding_size: u64,
@@ -130,7 +131,11 @@ impl Plan {
             prefill: variant(prefill),
             decode: variant(decode),
             combine: flat(Kernel::Combine),
-            append: flat(Kernel::Append),
+            append: Variant {
+                tile: Tile { rows: work::APPEND_RUN, keys: 1, threads: FLAT_THREADS },
+                ..flat(Kernel::Append)
+            },
+            mask: spec.mask().is_dense().then(|| (flat(Kernel::Pack), flat(Kernel::Classify))),
             chunk: options.chunk,
             fill,
             binding_size: caps.binding_size,
@@ -158,17 +163,26 @@ impl Plan {
     pub fn append(&self) -> &Variant {
         &self.append
     }
+    /// With a dense mask: what packs it, and what finds the tiles that need not be read.
+    pub fn mask(&self) -> Option<(&Variant, &Variant)> {
+        self.mask.as_ref().map(|(pack, classify)| (pack, classify))
+    }
+    /// Merges partial results; not among [`Self::variants`], because [`Merge`](crate::Merge) compiles it where it is wanted.
+    pub fn merge(&self) -> Variant {
+        Variant { kernel: Kernel::Merge, counted: false, ..self.combine.clone() }
+    }
     /// All variants that this plan compiles, each once.
     pub fn variants(&self) -> Vec<&Variant> {
         let mut all = vec![&self.prefill, &self.decode, &self.combine, &self.append];
         if self.prefill == self.decode {
             all.remove(1);
         }
+        all.extend(self.mask.iter().flat_map(|(pack, classify)| [pack, classify]));
         all
     }
     /// The work of one step.
-    pub fn work(&self, sequences: &[StepSequence]) -> WorkLists {
-        WorkLists::new(self, sequences)
+    pub fn work(&self, sequences: &[StepSequence], appends: &[StepAppend]) -> WorkLists {
+        WorkLists::new(self, sequences, appends)
     }
     /// Bytes of one row of the state buffer.
     pub fn state_row_bytes(&self) -> u64 {
@@ -245,11 +259,21 @@ fn portable_tiles(spec: &AttentionSpec, caps: &Caps, reasons: &mut Vec<String>) 
     let prefill = (Kernel::Prefill, Tile { rows, keys: 32, threads: rows * 2 });
 
     // As in decode.wgsl and reduce_workgroup.wgsl: q_tile, scores, team_dots, row_max, merge.
-    let (k4, keys, threads) = (row_fours(spec.head_dim()), 32, 64);
+    let (k4, keys) = (row_fours(spec.head_dim()), 32);
+    // An invocation for each four columns of a value.
+    let threads = row_fours(spec.v_head_dim()).next_power_of_two().max(64);
     let decode_bytes = |rows: u32| rows * (k4 * 16 + keys * 4 + threads * 4 + 4) + threads * 16 + threads * 4;
     let most = (1..=DECODE_ROWS).rev().find(|rows| decode_bytes(*rows) <= caps.workgroup_memory).unwrap_or(1);
-    let rows = even_tiles(spec.group(), most);
-    reasons.push(if rows == spec.group() {
+    let group = spec.group();
+    if group.div_ceil(most) > 2 * group.div_ceil(rows) {
+        reasons.push(format!(
+            "decode: as prefill, because {group} rows of a group would need {} tiles of {most}, each reading all keys",
+            group.div_ceil(most)
+        ));
+        return (prefill, prefill);
+    }
+    let rows = even_tiles(group, most);
+    reasons.push(if rows == group {
         format!("decode: all {rows} rows of a group in one tile, so K and V are read once per group")
     } else {
         format!("decode: tiles of {rows} rows, because {most} is what registers and workgroup memory hold")

@@ -1,7 +1,9 @@
 //! The work list of one step: which rows and keys each workgroup takes.
 
-use super::{AppendItem, CombineItem, Params, Plan, WorkItem};
-use crate::params::WHOLE;
+use std::ops::Range;
+
+use super::{AppendItem, CombineItem, Plan, WorkItem};
+use crate::params::{MAP_KEYS, WHOLE};
 use crate::spec::AttentionSpec;
 
 /// Keys below which a chunk is not worth a state of its own.
@@ -9,10 +11,25 @@ const MIN_CHUNK: u64 = 64;
 /// Bytes of states beyond which chunks grow: more would move more than it spreads.
 const MAX_STATE_BYTES: u64 = 64 << 20;
 /// New tokens that one workgroup appends.
-const APPEND_RUN: u32 = 16;
+pub(super) const APPEND_RUN: u32 = 16;
+/// Tiles of a map that share a word.
+const MAP_TILES: u32 = 16;
 
-/// One sequence of a batch, resolved: where its tokens are and how much of the cache it sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where the mask of a sequence lies in the step's masks, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MaskPlace {
+    /// The first query token's, of query head 0.
+    pub word: u32,
+    /// From a query head to the next; 0 where heads share it.
+    pub head: u32,
+    /// From a query token to the next; 0 where there is no mask.
+    pub token: u32,
+    /// Its column of the first key: negative where it begins at a later key.
+    pub key: i32,
+}
+
+/// One sequence of a batch, or one document of it, resolved: where its tokens are and how much of the cache it sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepSequence {
     /// First token in queries and outputs.
     pub token: u32,
@@ -22,18 +39,36 @@ pub struct StepSequence {
     pub q_start: i32,
     /// Keys, new ones included.
     pub kv_len: u32,
-    /// First token in the new keys and values.
-    pub new_token: u32,
-    /// How many of the keys are new: the last ones.
-    pub new_len: u32,
     /// First row in the cache.
+    pub cache_row: u32,
+    /// Position of its first key in the sequence.
+    pub origin: u32,
+    /// Its mask.
+    pub mask: MaskPlace,
+}
+
+/// New tokens of one sequence, resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepAppend {
+    /// First token in the new keys and values.
+    pub token: u32,
+    /// Tokens.
+    pub len: u32,
+    /// Place of the first in the sequence.
+    pub slot: u32,
+    /// Position that the first is turned to; the others follow.
+    pub position: u32,
+    /// The sequence's first row in the cache.
     pub cache_row: u32,
 }
 
 impl StepSequence {
-    /// Keys that row `row` sees: those before the returned position.
-    fn visible_end(&self, spec: &AttentionSpec, row: u32) -> u32 {
-        spec.visible_end(i64::from(self.q_start) + i64::from(row / spec.group()), self.kv_len)
+    /// Keys that arithmetic lets the rows `begin..end` see: both ends grow with the row.
+    fn visible(&self, spec: &AttentionSpec, rows: Range<u32>) -> Range<u32> {
+        let of =
+            |row: u32| spec.visible(i64::from(self.q_start) + i64::from(row / spec.group()), self.kv_len);
+        let end = of(rows.end - 1).end;
+        of(rows.start).start.min(end)..end
     }
 
     fn rows(&self, spec: &AttentionSpec) -> u32 {
@@ -66,10 +101,12 @@ pub struct WorkLists {
     pub state_rows: u64,
     /// Rows of the largest tile in `combine`.
     pub combine_rows: u32,
+    /// Words of the maps of dense masks.
+    pub map_words: u64,
 }
 
 impl WorkLists {
-    pub(super) fn new(plan: &Plan, sequences: &[StepSequence]) -> Self {
+    pub(super) fn new(plan: &Plan, sequences: &[StepSequence], appends: &[StepAppend]) -> Self {
         let mut chunk = plan.chunk.unwrap_or_else(|| fair_chunk(plan, sequences));
         loop {
             let mut lists = Self::default();
@@ -83,10 +120,11 @@ impl WorkLists {
             }
             for list in [&mut lists.prefill, &mut lists.decode] {
                 list.sort_by_key(|item| std::cmp::Reverse(item.key_end - item.key_begin));
+                if plan.spec.mask().is_dense() {
+                    lists.map_words = place_maps(list, plan.spec.kv_heads(), lists.map_words);
+                }
             }
-            for sequence in sequences {
-                lists.append.extend(append_runs(sequence));
-            }
+            lists.append.extend(appends.iter().flat_map(append_runs));
             return lists;
         }
     }
@@ -101,18 +139,24 @@ impl WorkLists {
         };
         for row_begin in (0..rows).step_by(tile_rows as usize) {
             let row_end = rows.min(row_begin + tile_rows);
-            let keys = sequence.visible_end(spec, row_end - 1);
-            let chunks = keys.div_ceil(chunk).max(1);
+            let keys = sequence.visible(spec, row_begin..row_end);
+            let chunks = (keys.end - keys.start).div_ceil(chunk).max(1);
             let whole = WorkItem {
                 token: sequence.token,
                 row_begin,
                 row_end,
-                key_begin: 0,
-                key_end: keys,
+                key_begin: keys.start,
+                key_end: keys.end,
                 kv_len: sequence.kv_len,
                 q_start: sequence.q_start,
                 cache_row: sequence.cache_row,
                 state: WHOLE,
+                origin: sequence.origin,
+                mask: sequence.mask.word,
+                mask_head: sequence.mask.head,
+                mask_token: sequence.mask.token,
+                mask_key: sequence.mask.key,
+                map: 0,
             };
             if chunks == 1 {
                 list.push(whole);
@@ -129,11 +173,11 @@ impl WorkLists {
             });
             self.combine_rows = self.combine_rows.max(row_end - row_begin);
             // Chunks of equal length, so that none is a short remainder.
-            let even = keys.div_ceil(chunks);
+            let even = (keys.end - keys.start).div_ceil(chunks);
             for i in 0..chunks {
                 list.push(WorkItem {
-                    key_begin: keys.min(i * even),
-                    key_end: keys.min((i + 1) * even),
+                    key_begin: keys.end.min(keys.start + i * even),
+                    key_end: keys.end.min(keys.start + (i + 1) * even),
                     state: (state + u64::from(i) * tile_states) as u32,
                     ..whole
                 });
@@ -146,20 +190,37 @@ impl WorkLists {
 /// Keys of a chunk such that the device is just filled: all (tile, KV head) walks, shared out evenly.
 fn fair_chunk(plan: &Plan, sequences: &[StepSequence]) -> u32 {
     let spec = &plan.spec;
+    // Every tile counted as long as the last one, which is the longest of a causal sequence.
     let walk = |s: &StepSequence| {
-        let tiles = s.rows(spec).div_ceil(s.tile_rows(plan));
-        u64::from(tiles) * u64::from(s.kv_len) * u64::from(spec.kv_heads())
+        let (rows, tile) = (s.rows(spec), s.tile_rows(plan));
+        let tiles = rows.div_ceil(tile);
+        let keys = match tiles {
+            0 => 0..0,
+            n => s.visible(spec, (n - 1) * tile..rows),
+        };
+        u64::from(tiles) * keys.len() as u64 * u64::from(spec.kv_heads())
     };
     let total: u64 = sequences.iter().map(walk).sum();
     total.div_ceil(u64::from(plan.fill)).max(MIN_CHUNK).min(u64::from(u32::MAX)) as u32
 }
 
-fn append_runs(sequence: &StepSequence) -> impl Iterator<Item = AppendItem> {
-    let StepSequence { new_token, new_len, kv_len, cache_row, .. } = *sequence;
-    (0..new_len).step_by(APPEND_RUN as usize).map(move |at| AppendItem {
-        token: new_token + at,
-        tokens: APPEND_RUN.min(new_len - at),
-        position: kv_len - new_len + at,
+/// Gives each item a map behind `words` words, and returns how many there are then.
+fn place_maps(list: &mut [WorkItem], kv_heads: u32, mut words: u64) -> u64 {
+    for item in list {
+        item.map = words as u32;
+        let tiles = (item.key_end - item.key_begin).div_ceil(MAP_KEYS);
+        words += u64::from(tiles.div_ceil(MAP_TILES)) * u64::from(kv_heads);
+    }
+    words
+}
+
+fn append_runs(new: &StepAppend) -> impl Iterator<Item = AppendItem> {
+    let StepAppend { token, len, slot, position, cache_row } = *new;
+    (0..len).step_by(APPEND_RUN as usize).map(move |at| AppendItem {
+        token: token + at,
+        tokens: APPEND_RUN.min(len - at),
+        slot: slot + at,
+        position: (position + at) as i32,
         cache_row,
     })
 }
@@ -179,9 +240,11 @@ impl Traffic {
         let dims = u64::from(spec.head_dim() + spec.v_head_dim());
         let mut traffic = Self::default();
         for s in sequences {
-            let end = |token: u32| u64::from(s.visible_end(spec, token * spec.group()));
-            let pairs: u64 = (0..s.q_len).map(end).sum::<u64>() * u64::from(spec.q_heads());
-            let keys = if s.q_len == 0 { 0 } else { end(s.q_len - 1) };
+            let visible = |tokens: Range<u32>| {
+                s.visible(spec, tokens.start * spec.group()..tokens.end * spec.group()).len() as u64
+            };
+            let pairs: u64 = (0..s.q_len).map(|i| visible(i..i + 1)).sum::<u64>() * u64::from(spec.q_heads());
+            let keys = if s.q_len == 0 { 0 } else { visible(0..s.q_len) };
             let q_elements = u64::from(s.q_len) * u64::from(spec.q_heads()) * dims;
             traffic.flops += 2 * pairs * dims;
             traffic.bytes +=
@@ -198,9 +261,9 @@ impl WorkLists {
         [items.min(workgroups), kv_heads, items.div_ceil(workgroups)]
     }
 
-    /// The bytes of a work list: `params` with the count of `items`, then the items.
-    pub fn bytes<T: bytemuck::Pod>(params: Params, items: &[T]) -> Vec<u8> {
-        let mut bytes = bytemuck::bytes_of(&Params { items: items.len() as u32, ..params }).to_vec();
+    /// The bytes of a work list: its head, then the items.
+    pub fn bytes<H: bytemuck::Pod, T: bytemuck::Pod>(head: &H, items: &[T]) -> Vec<u8> {
+        let mut bytes = bytemuck::bytes_of(head).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(items));
         bytes
     }

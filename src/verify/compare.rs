@@ -14,22 +14,31 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// For outputs of `spec`, where values are at most `largest` and the stored inputs are given: f32 arithmetic, and rounding
-    /// of the output.
-    pub fn of_output(spec: &AttentionSpec, largest: f64) -> Self {
+    /// For outputs of `spec`, where values are at most `largest` and logits are added up from at most
+    /// [`magnitude`](crate::reference::Answer::magnitude): f32 arithmetic, and rounding of the output.
+    pub fn of_output(spec: &AttentionSpec, largest: f64, magnitude: f64) -> Self {
         let stored = match spec.q_dtype() {
             Dtype::F32 => 0.0,
             // 1 % more than half a unit: the f32 result may lie on the other side of a tie. 6e-8 is the smallest f16.
             other => other.epsilon() * 1.01,
         };
-        Self { atol: 2e-5 * largest.max(1e-3) + stored * 2e-4, rtol: 2e-5 + stored }
+        Self { atol: (2e-5 + LOGIT * magnitude) * largest.max(1e-3) + stored * 2e-4, rtol: 2e-5 + stored }
     }
 
     /// For log-sum-exps, which are f32 always.
-    pub fn of_lse() -> Self {
-        Self { atol: 2e-5, rtol: 2e-5 }
+    pub fn of_lse(magnitude: f64) -> Self {
+        Self { atol: 2e-5 + LOGIT * magnitude, rtol: 2e-5 }
+    }
+
+    /// For keys that were normalised and turned before they were stored, of at most `largest`.
+    fn of_keys(spec: &AttentionSpec, largest: f64) -> Self {
+        let stored = spec.kv_dtype().epsilon() * 1.01;
+        Self { atol: 2e-6 * largest + stored * 2e-4, rtol: 2e-6 + stored }
     }
 }
+
+/// Error of a logit, relative to the magnitudes that it is added up from: some roundings of f32.
+const LOGIT: f64 = 5e-7;
 
 /// How a tensor differs from what was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -96,12 +105,21 @@ impl std::fmt::Display for Mismatch {
 /// # Errors
 /// Says which sequence, which tensor and where.
 pub fn check(problem: &Problem, output: &Output) -> Result<(), String> {
-    for (i, answer) in problem.answers().iter().enumerate() {
+    for (i, answer) in problem.answers(output.keys.as_deref()).iter().enumerate() {
         let sequence = &problem.sequences[i];
-        let largest = sequence.v.iter().fold(0.0, |m, v| f64::max(m, f64::from(v.abs())));
-        let out = compare(&output.out[i], &answer.out, Tolerance::of_output(&problem.spec, largest));
-        let lse = compare(&output.lse[i], &answer.lse, Tolerance::of_lse());
-        for (name, mismatch) in [("out", out), ("lse", lse)] {
+        let magnitude = answer.magnitude;
+        let tolerance = Tolerance::of_output(&problem.spec, problem.largest_value(i), magnitude);
+        let out = compare(&output.out[i], &answer.out, tolerance);
+        let lse = compare(&output.lse[i], &answer.lse, Tolerance::of_lse(magnitude));
+        let keys = match &output.keys {
+            Some(keys) => {
+                let expected = problem.embedded_keys(i);
+                let largest = expected.iter().fold(0.0, |m, k| f64::max(m, k.abs()));
+                compare(&keys[i], &expected, Tolerance::of_keys(&problem.spec, largest))
+            }
+            None => Mismatch::default(),
+        };
+        for (name, mismatch) in [("stored keys", keys), ("out", out), ("lse", lse)] {
             if !mismatch.passes() {
                 let (q_len, kv_len) = (sequence.q_len, sequence.kv_len);
                 return Err(format!("{name} of sequence {i} (q_len {q_len}, kv_len {kv_len}): {mismatch}"));

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod compare;
+mod merging;
 mod metamorphic;
 mod problem;
 mod random;
@@ -11,7 +12,8 @@ mod runner;
 
 pub use adapters::{AdapterChoice, Gpu, adapters};
 pub use compare::{Mismatch, Tolerance, check, compare};
+pub use merging::merge;
 pub use metamorphic::{LAWS, Law};
-pub use problem::{Arrangement, Problem, ProblemSequence};
+pub use problem::{Arrangement, Problem, ProblemMask, ProblemSequence, Weights};
 pub use random::{random_problem, random_problem_of, random_setup};
 pub use runner::{Output, Runner, Setup, run};

@@ -2,7 +2,8 @@
 
 use crate::layout::{Layout, Shape};
 use crate::reference;
-use crate::spec::{AttentionSpec, Dtype};
+use crate::spec::{AttentionSpec, Dtype, Mask, MaskLayout};
+use crate::weights::LayerWeights;
 
 /// How a tensor lies in its buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +45,39 @@ pub struct ProblemSequence {
     pub q: Vec<f32>,
     /// Keys, rounded to `q_dtype`; the cache rounds them again.
     pub k: Vec<f32>,
-    /// Values, as the keys.
+    /// Values, as the keys; empty where values lie in keys.
     pub v: Vec<f32>,
+    /// As in [`crate::Sequence`].
+    pub tree: Option<Vec<u64>>,
+    /// As in [`crate::Sequence`].
+    pub documents: Option<Vec<u32>>,
+}
+
+/// A dense mask of all sequences, `[sequences, q_heads, q_len, kv_len]`; an extent of 1 broadcasts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProblemMask {
+    /// Extents.
+    pub extents: [u32; 4],
+    /// Elements: rounded to `q_dtype` where they are added, 0 or 1 where they hide or keep.
+    pub values: Vec<f32>,
+}
+
+/// What the layer has learned; empty where the spec has none.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Weights {
+    /// As in [`LayerWeights`].
+    pub sinks: Vec<f32>,
+    /// As in [`LayerWeights`].
+    pub q_norm: Vec<f32>,
+    /// As in [`LayerWeights`].
+    pub k_norm: Vec<f32>,
+}
+
+impl Weights {
+    /// As the library takes them.
+    pub fn as_layer(&self) -> LayerWeights<'_> {
+        LayerWeights { sinks: &self.sinks, q_norm: &self.q_norm, k_norm: &self.k_norm }
+    }
 }
 
 /// A ragged problem.
@@ -59,26 +91,90 @@ pub struct Problem {
     pub inputs: Arrangement,
     /// How `out` and `lse` lie in memory.
     pub outputs: Arrangement,
+    /// Exactly where the spec has a dense mask.
+    pub mask: Option<ProblemMask>,
+    /// What the layer has learned.
+    pub weights: Weights,
 }
 
 impl Problem {
-    /// The reference's answer of every sequence, on what the cache stores.
-    pub fn answers(&self) -> Vec<reference::Answer> {
-        let stored = |x: &[f32]| x.iter().map(|x| self.spec.kv_dtype().round(*x)).collect::<Vec<_>>();
-        self.sequences
-            .iter()
-            .map(|s| {
-                let problem = reference::Problem {
-                    q: &s.q,
-                    k: &stored(&s.k),
-                    v: &stored(&s.v),
-                    q_len: s.q_len as usize,
-                    kv_len: s.kv_len as usize,
-                    q_start: s.q_start.map_or(i64::from(s.kv_len) - i64::from(s.q_len), i64::from),
-                };
-                reference::attention(&self.spec, &problem)
-            })
+    /// Whether keys are stored otherwise than they come.
+    pub fn embeds(&self) -> bool {
+        self.spec.rope().is_some() || self.spec.qk_norm().is_some()
+    }
+
+    /// The largest magnitude among the values of the `nth` sequence, before they are stored.
+    pub fn largest_value(&self, nth: usize) -> f64 {
+        let s = &self.sequences[nth];
+        let embedded = if self.spec.v_in_k() { self.embedded_keys(nth) } else { Vec::new() };
+        let values = s.v.iter().map(|v| f64::from(v.abs())).chain(embedded.iter().map(|k| k.abs()));
+        values.filter(|x| x.is_finite()).fold(0.0, f64::max)
+    }
+
+    /// Keys of the `nth` sequence as the cache should hold them, but for rounding to its storage type.
+    pub fn embedded_keys(&self, nth: usize) -> Vec<f64> {
+        let (s, weights) = (&self.sequences[nth], &self.weights.k_norm);
+        let heads = self.spec.kv_heads() as usize;
+        let problem = self.reference(nth, (&[], &[]));
+        let rows = s.k.chunks(self.spec.head_dim() as usize).enumerate();
+        rows.flat_map(|(i, row)| reference::embed(&self.spec, row, weights, problem.key_position(i / heads)))
             .collect()
+    }
+
+    /// The reference's answer of every sequence, on what the cache stores: `keys` where a device has been asked, else what it
+    /// should store.
+    pub fn answers(&self, keys: Option<&[Vec<f32>]>) -> Vec<reference::Answer> {
+        let round = |x: f32| self.spec.kv_dtype().round(x);
+        let answer = |nth: usize| {
+            let s = &self.sequences[nth];
+            let k: Vec<f32> = match keys {
+                Some(keys) => keys[nth].clone(),
+                None if self.embeds() => self.embedded_keys(nth).iter().map(|x| round(*x as f32)).collect(),
+                None => s.k.iter().map(|x| round(*x)).collect(),
+            };
+            let v: Vec<f32> = s.v.iter().map(|x| round(*x)).collect();
+            reference::attention(&self.spec, &self.reference(nth, (&k, &v)))
+        };
+        (0..self.sequences.len()).map(answer).collect()
+    }
+
+    /// The `nth` sequence as the reference takes it, with stored keys and values.
+    fn reference<'a>(&'a self, nth: usize, (k, v): (&'a [f32], &'a [f32])) -> reference::Problem<'a> {
+        let s = &self.sequences[nth];
+        reference::Problem {
+            q: &s.q,
+            k,
+            v,
+            q_len: s.q_len as usize,
+            kv_len: s.kv_len as usize,
+            q_start: s.q_start.map_or(i64::from(s.kv_len) - i64::from(s.q_len), i64::from),
+            mask: self.mask.as_ref().map(|mask| {
+                let MaskLayout { head_stride, token_stride, key_stride, .. } = mask.layout();
+                let first = mask.layout().index([nth as u32, 0, 0, 0]) as usize;
+                reference::DenseMask {
+                    values: &mask.values[first.min(mask.values.len())..],
+                    strides: [head_stride, token_stride, key_stride].map(|stride| stride as usize),
+                }
+            }),
+            tree: s.tree.as_deref(),
+            documents: s.documents.as_deref(),
+            weights: self.weights.as_layer(),
+        }
+    }
+}
+
+impl ProblemMask {
+    /// Where its elements lie.
+    pub fn layout(&self) -> MaskLayout {
+        MaskLayout::dense(self.extents)
+    }
+
+    /// As a device takes it: a byte for each element that hides or keeps, else numbers.
+    pub(crate) fn bytes(&self, spec: &AttentionSpec) -> Vec<u8> {
+        match spec.mask() {
+            Mask::Keep => self.values.iter().map(|x| u8::from(*x != 0.0)).collect(),
+            _ => self.values.iter().flat_map(|x| encode(spec.q_dtype(), *x)).collect(),
+        }
     }
 }
 
@@ -143,7 +239,7 @@ impl Tensor {
     }
 }
 
-fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
+pub(crate) fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
     match dtype {
         Dtype::F32 => x.to_le_bytes().to_vec(),
         Dtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
@@ -151,7 +247,7 @@ fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
     }
 }
 
-fn decode(dtype: Dtype, bytes: &[u8]) -> f32 {
+pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> f32 {
     match (dtype, bytes) {
         (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
         (Dtype::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),

@@ -1,7 +1,7 @@
 //! Runs a problem on a device, through the public API: append in two steps, attend, read back.
 
 use super::adapters::Gpu;
-use super::problem::{Problem, Tensor};
+use super::problem::{Problem, ProblemMask, ProblemSequence, Tensor, decode};
 use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache};
@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::layout::Shape;
 use crate::pages::SequenceId;
 use crate::plan::Options;
+use crate::shader::row_fours;
 use crate::spec::{AttentionSpec, Dtype};
 
 /// How a problem is run.
@@ -21,7 +22,7 @@ pub struct Setup {
 }
 
 /// What a device answered, per sequence.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Output {
     /// `[q_len][q_heads][v_head_dim]` per sequence.
     pub out: Vec<Vec<f32>>,
@@ -29,6 +30,8 @@ pub struct Output {
     pub lse: Vec<Vec<f32>>,
     /// Reads of four K or V elements, where they were counted.
     pub fetches: Option<u32>,
+    /// `[kv_len][kv_heads][head_dim]` per sequence, as the cache holds them, where that is not how they came.
+    pub keys: Option<Vec<Vec<f32>>>,
 }
 
 /// Attention compiled on a device, ready to run problems of one spec.
@@ -38,6 +41,10 @@ pub struct Runner<'a> {
     attention: Attention,
     slack: u32,
 }
+
+/// The layer that problems use, of [`LAYERS`].
+const LAYER: u32 = 1;
+const LAYERS: u32 = 2;
 
 impl<'a> Runner<'a> {
     /// Compiles `spec`.
@@ -59,11 +66,14 @@ impl<'a> Runner<'a> {
     ///
     /// # Errors
     /// Whatever the library refuses, as text.
-    pub fn run(&self, problem: &Problem) -> Result<Output, String> {
+    pub fn run(&mut self, problem: &Problem) -> Result<Output, String> {
+        if problem.spec.has_weights() {
+            self.attention.set_weights(LAYER, &problem.weights.as_layer()).map_err(text)?;
+        }
         let (gpu, attention) = (self.gpu, &self.attention);
         let longest = problem.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
         let shape = CacheShape {
-            layers: 2,
+            layers: LAYERS,
             sequences: problem.sequences.len().max(1) as u32,
             capacity: (longest + self.slack).max(1),
         };
@@ -80,9 +90,13 @@ impl<'a> Runner<'a> {
         let rest: Vec<_> = problem.sequences.iter().map(|s| (s.history, s.kv_len)).collect();
         let call = Call { gpu, attention, problem, ids: &ids };
         if problem.sequences.iter().any(|s| s.history > 0) {
-            call.append(&mut cache, 1, &history, false)?;
+            call.append(&mut cache, &history, false)?;
         }
-        call.append(&mut cache, 1, &rest, true)
+        let mut output = call.append(&mut cache, &rest, true)?;
+        if problem.embeds() {
+            output.keys = Some(call.stored_keys(&cache)?);
+        }
+        Ok(output)
     }
 }
 
@@ -103,13 +117,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Appends the given span of keys of every sequence, and attends where `queries`.
-    fn append(
-        &self,
-        cache: &mut KvCache,
-        layer: u32,
-        spans: &[(u32, u32)],
-        queries: bool,
-    ) -> Result<Output, String> {
+    fn append(&self, cache: &mut KvCache, spans: &[(u32, u32)], queries: bool) -> Result<Output, String> {
         let Self { gpu, attention, problem, ids } = self;
         let spec = &problem.spec;
         let growth: Vec<_> = ids.iter().zip(spans).map(|(id, (from, to))| (*id, to - from)).collect();
@@ -118,11 +126,16 @@ impl Call<'_> {
             .sequences
             .iter()
             .zip(&growth)
-            .map(|(s, (id, new_len))| Sequence {
-                q_len: if queries { s.q_len } else { 0 },
-                new_len: *new_len,
-                q_start: s.q_start,
-                ..Sequence::new(*id, 0)
+            .map(|(s, (id, new_len))| match queries {
+                true => Sequence {
+                    q_len: s.q_len,
+                    new_len: *new_len,
+                    q_start: s.q_start,
+                    tree: s.tree.as_deref(),
+                    documents: s.documents.as_deref(),
+                    ..Sequence::new(*id, 0)
+                },
+                false => Sequence { new_len: *new_len, ..Sequence::new(*id, 0) },
             })
             .collect();
         let tokens = sequences.iter().map(|s| s.q_len).sum();
@@ -133,7 +146,8 @@ impl Call<'_> {
         let (inputs, outputs, dtype) = (problem.inputs, problem.outputs, spec.q_dtype());
         let mut q = tensor(inputs, tokens, spec.q_heads(), spec.head_dim(), dtype);
         let mut new_k = tensor(inputs, new_tokens, spec.kv_heads(), spec.head_dim(), dtype);
-        let mut new_v = tensor(inputs, new_tokens, spec.kv_heads(), spec.v_head_dim(), dtype);
+        let new_values = if spec.v_in_k() { 0 } else { new_tokens };
+        let mut new_v = tensor(inputs, new_values, spec.kv_heads(), spec.v_head_dim(), dtype);
         let mut out = tensor(outputs, tokens, spec.q_heads(), spec.v_head_dim(), dtype);
         let mut lse = tensor(outputs, tokens, spec.q_heads(), 1, Dtype::F32);
         let (mut token, mut new_token) = (0, 0);
@@ -147,7 +161,9 @@ impl Call<'_> {
                 x[*from as usize * row..*to as usize * row].to_vec()
             };
             new_k.write(new_token, &rows(&s.k, spec.head_dim()));
-            new_v.write(new_token, &rows(&s.v, spec.v_head_dim()));
+            if !spec.v_in_k() {
+                new_v.write(new_token, &rows(&s.v, spec.v_head_dim()));
+            }
             new_token += to - from;
         }
         let batch = Batch {
@@ -157,6 +173,7 @@ impl Call<'_> {
             lse: Some(lse.layout),
             new_k: new_k.layout,
             new_v: new_v.layout,
+            mask: problem.mask.as_ref().map(ProblemMask::layout),
         };
 
         let [q, new_k, new_v, out_buffer, lse_buffer] =
@@ -165,13 +182,17 @@ impl Call<'_> {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         let whole = wgpu::Buffer::as_entire_buffer_binding;
         attention
-            .append(&mut encoder, &step, layer, NewKv { k: whole(&new_k), v: whole(&new_v) })
+            .append(&mut encoder, &step, LAYER, NewKv { k: whole(&new_k), v: whole(&new_v) })
             .map_err(text)?;
+        if let Some(mask) = &problem.mask {
+            let mask = gpu.upload("gqa.verify.mask", &mask.bytes(spec));
+            attention.mask(&mut encoder, &step, whole(&mask)).map_err(text)?;
+        }
         if let Some(counter) = attention.fetch_counter() {
             encoder.clear_buffer(counter, 0, None);
         }
         let io = Io { q: whole(&q), out: whole(&out_buffer), lse: Some(whole(&lse_buffer)) };
-        attention.record(&mut encoder, &step, layer, io).map_err(text)?;
+        attention.record(&mut encoder, &step, LAYER, io).map_err(text)?;
         gpu.finish(encoder)?;
         let fetches = match attention.fetch_counter() {
             Some(counter) => gpu.download(counter)?.get(..4).map(bytemuck::pod_read_unaligned),
@@ -185,7 +206,7 @@ impl Call<'_> {
         if out.strays() + lse.strays() > 0 {
             return Err(format!("{} elements outside out and lse were written", out.strays() + lse.strays()));
         }
-        let mut output = Output { out: Vec::new(), lse: Vec::new(), fetches };
+        let mut output = Output { fetches, ..Output::default() };
         let mut token = 0;
         for s in &sequences {
             output.out.push(out.read(token, s.q_len));
@@ -193,6 +214,28 @@ impl Call<'_> {
             token += s.q_len;
         }
         Ok(output)
+    }
+
+    /// What the cache holds of every sequence's keys, by head and token.
+    fn stored_keys(&self, cache: &KvCache) -> Result<Vec<Vec<f32>>, String> {
+        let spec = &self.problem.spec;
+        let bytes = self.gpu.download(&cache.layers()[LAYER as usize].k)?;
+        let size = spec.kv_dtype().bytes() as usize;
+        let row = row_fours(spec.head_dim()) as usize * 4 * size;
+        let sequences = cache.table().sequences() as usize;
+        let slots = bytes.len() / (row * spec.kv_heads() as usize * sequences);
+        let keys = |(nth, s): (usize, &ProblemSequence)| {
+            let mut keys = Vec::new();
+            for key in 0..s.kv_len as usize {
+                for head in 0..spec.kv_heads() as usize {
+                    let at = ((nth * spec.kv_heads() as usize + head) * slots + key) * row;
+                    let elements = bytes[at..at + row].chunks(size).take(spec.head_dim() as usize);
+                    keys.extend(elements.map(|x| decode(spec.kv_dtype(), x)));
+                }
+            }
+            keys
+        };
+        Ok(self.problem.sequences.iter().enumerate().map(keys).collect())
     }
 }
 

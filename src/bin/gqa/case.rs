@@ -6,7 +6,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use gqa::verify::{Arrangement, Problem, ProblemSequence};
+use gqa::verify::{Arrangement, Problem, ProblemSequence, Weights};
 use gqa::{AttentionSpec, Dtype};
 
 use header::{Header, Tensor};
@@ -124,6 +124,8 @@ impl Case {
             q: rows(q, [batch, q_heads, q_len, head_dim], *q_rows),
             k: rows(k, [batch, kv_heads, kv_len, head_dim], *kv_rows),
             v: rows(v, [batch, kv_heads, kv_len, v_head_dim], *kv_rows),
+            tree: None,
+            documents: None,
         };
         case.sequences = q_lens.iter().zip(&kv_lens).enumerate().map(sequence).collect();
         let expected = |name: &str, dim: usize| {
@@ -156,13 +158,20 @@ impl Case {
             q: round(&s.q),
             k: round(&s.k),
             v: round(&s.v),
-            ..ProblemSequence { q: Vec::new(), k: Vec::new(), v: Vec::new(), ..*s }
+            q_len: s.q_len,
+            kv_len: s.kv_len,
+            q_start: s.q_start,
+            history: s.history,
+            tree: None,
+            documents: None,
         };
         Ok(Problem {
             spec: self.spec(dtype, kv_dtype)?,
             sequences: self.sequences.iter().map(sequence).collect(),
             inputs: Arrangement::HeadsTokens,
             outputs: Arrangement::HeadsTokens,
+            mask: None,
+            weights: Weights::default(),
         })
     }
 

@@ -170,12 +170,14 @@ impl Call<'_> {
             (None, None) => Source::Reference,
             _ => Source::File,
         };
+        let mut magnitude = 0.0;
         let [out, lse] = match source {
             Source::File => {
                 [&case.out, &case.lse].map(|expected| expected.as_ref().map(|e| e.values.clone()))
             }
             Source::Reference => {
-                let answers = problem.answers();
+                let answers = problem.answers(None);
+                magnitude = answers.iter().map(|answer| answer.magnitude).fold(magnitude, f64::max);
                 let out = answers.iter().flat_map(|answer| &answer.out).copied().collect();
                 let lse = answers.iter().flat_map(|answer| &answer.lse).copied().collect();
                 [Some(out), Some(lse)]
@@ -183,9 +185,10 @@ impl Call<'_> {
         };
         let [out_tolerance, lse_tolerance] = match source {
             Source::File => tolerances(case, problem),
-            Source::Reference => {
-                [Tolerance::of_output(&problem.spec, case.largest_value()), Tolerance::of_lse()]
-            }
+            Source::Reference => [
+                Tolerance::of_output(&problem.spec, case.largest_value(), magnitude),
+                Tolerance::of_lse(magnitude),
+            ],
         }
         .map(|t| Tolerance {
             atol: self.args.atol.unwrap_or(t.atol),

@@ -63,7 +63,7 @@ fn run_random(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failur
         let problem = random_problem(seed);
         let setup = random_setup(seed);
         let fits = |r: &Runner<'_>| *r.attention().plan().spec() == problem.spec;
-        let current = match runner.take().filter(fits) {
+        let mut current = match runner.take().filter(fits) {
             Some(runner) => runner,
             None => Runner::new(gpu, &problem.spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?,
         };

@@ -177,7 +177,7 @@ fn measure(gpu: &Gpu, shapes: &[Shape], samples: usize, bar: &ProgressBar) -> Re
 /// Numbers of a kernel that is wrong are worth nothing.
 fn verify(gpu: &Gpu, spec: &AttentionSpec) -> Result<(), Failure> {
     let setup = Setup::default();
-    let runner = Runner::new(gpu, spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?;
+    let mut runner = Runner::new(gpu, spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?;
     for seed in 0..CHECKS {
         let problem = random_problem_of(spec, seed);
         if let Err(message) = runner.run(&problem).and_then(|output| check(&problem, &output)) {

@@ -2,9 +2,15 @@
 //!
 //! A linked module is: directives, a prelude of constants, one implementation of each part contract, the kernel.
 
+mod parts;
+mod table;
+
 use std::fmt::Write as _;
 
-use crate::spec::{AttentionSpec, Dtype};
+use crate::spec::AttentionSpec;
+
+pub use parts::Access;
+pub use table::TableLayout;
 
 #[derive(Debug, Clone, Copy)]
 struct Source {
@@ -14,9 +20,13 @@ struct Source {
 
 macro_rules! source {
     ($file:literal) => {
-        Source { file: concat!("shaders/", $file), text: include_str!(concat!("../shaders/", $file)) }
+        $crate::shader::Source {
+            file: concat!("shaders/", $file),
+            text: include_str!(concat!("../../shaders/", $file)),
+        }
     };
 }
+use source;
 
 /// A compute shader of this library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,17 +43,26 @@ pub enum Kernel {
     Combine,
     /// Writes new keys and values into the cache.
     Append,
+    /// Brings a dense mask into the step's own form.
+    Pack,
+    /// Finds out which tiles of a dense mask are visible, in part or wholly.
+    Classify,
+    /// Merges partial results of the same rows.
+    Merge,
 }
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Prefill,
         Self::Decode,
         Self::PrefillSubgroup,
         Self::DecodeSubgroup,
         Self::Combine,
         Self::Append,
+        Self::Pack,
+        Self::Classify,
+        Self::Merge,
     ];
 
     /// Its name: that of its file, and of its label behind `gqa.`.
@@ -55,7 +74,15 @@ impl Kernel {
             Self::DecodeSubgroup => "decode_subgroup",
             Self::Combine => "combine",
             Self::Append => "append",
+            Self::Pack => "pack",
+            Self::Classify => "classify",
+            Self::Merge => "merge",
         }
+    }
+
+    /// Whether it reads keys and values for queries.
+    pub(crate) const fn attends(self) -> bool {
+        matches!(self, Self::Prefill | Self::Decode | Self::PrefillSubgroup | Self::DecodeSubgroup)
     }
 
     fn source(self) -> Source {
@@ -66,6 +93,9 @@ impl Kernel {
             Self::DecodeSubgroup => source!("decode_subgroup.wgsl"),
             Self::Combine => source!("combine.wgsl"),
             Self::Append => source!("append.wgsl"),
+            Self::Pack => source!("pack.wgsl"),
+            Self::Classify => source!("classify.wgsl"),
+            Self::Merge => source!("merge.wgsl"),
         }
     }
 }
@@ -183,121 +213,6 @@ pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
         line += part.text.lines().count() as u32;
     }
     Linked { text, files }
-}
-
-impl Variant {
-    /// Whether the text needs the subgroup feature.
-    pub fn uses_subgroups(&self) -> bool {
-        match self.kernel {
-            Kernel::PrefillSubgroup | Kernel::DecodeSubgroup => true,
-            Kernel::Decode => self.shuffle,
-            _ => false,
-        }
-    }
-
-    fn native_f16_out(&self) -> bool {
-        self.f16 == F16::Native && self.spec.q_dtype() == Dtype::F16 && self.kernel != Kernel::Append
-    }
-
-    fn prelude(&self, text: &mut String) {
-        let spec = &self.spec;
-        let (k4, v4) = (row_fours(spec.head_dim()), row_fours(spec.v_head_dim()));
-        let words = |fours: u32| fours * spec.kv_dtype().bytes();
-        let constants = [
-            ("HEAD_DIM", spec.head_dim()),
-            ("V_HEAD_DIM", spec.v_head_dim()),
-            ("K4", k4),
-            ("V4", v4),
-            ("K_WORDS", words(k4)),
-            ("V_WORDS", words(v4)),
-            ("KV_HEADS", spec.kv_heads()),
-            ("GROUP", spec.group()),
-            ("ROWS", self.tile.rows),
-            ("KEYS", self.tile.keys),
-            ("THREADS", self.tile.threads),
-            ("LANES", self.tile.threads),
-            ("MAX_WORKGROUPS", self.workgroups),
-            ("WHOLE", crate::params::WHOLE),
-        ];
-        for (name, value) in constants {
-            let _ = writeln!(text, "const {name}: u32 = {value}u;");
-        }
-        let _ = writeln!(text, "const CAUSAL: bool = {};", spec.causal());
-        let scale = spec.scale() * std::f32::consts::LOG2_E;
-        // WGSL leaves subnormal literals open.
-        let scale = if scale.is_subnormal() { 0.0 } else { scale };
-        let _ = writeln!(text, "const SCALE_LOG2: f32 = {scale:e}f;");
-    }
-
-    /// One implementation of each part contract that the kernel calls.
-    fn parts(&self) -> Vec<Source> {
-        let mut parts = vec![source!("parts/params.wgsl")];
-        let spec = &self.spec;
-        let attends = !matches!(self.kernel, Kernel::Append | Kernel::Combine);
-        let mut reads_f16 = spec.q_dtype() == Dtype::F16;
-        if attends {
-            parts.push(source!("parts/work.wgsl"));
-            parts.push(source!("parts/contiguous.wgsl"));
-            parts.push(source!("parts/query.wgsl"));
-            parts.push(source!("parts/emit.wgsl"));
-            parts.push(match spec.q_dtype() {
-                Dtype::F16 => source!("parts/query_f16.wgsl"),
-                _ => source!("parts/query_f32.wgsl"),
-            });
-            parts.push(match spec.kv_dtype() {
-                Dtype::F32 => source!("parts/kv_f32.wgsl"),
-                Dtype::F16 => source!("parts/kv_f16.wgsl"),
-                Dtype::Bf16 => source!("parts/kv_bf16.wgsl"),
-            });
-            reads_f16 |= spec.kv_dtype() == Dtype::F16;
-            parts.push(match self.counted {
-                true => source!("parts/fetch_counted.wgsl"),
-                false => source!("parts/fetch_uncounted.wgsl"),
-            });
-        }
-        match self.kernel {
-            Kernel::Append => {
-                parts.push(source!("parts/encode.wgsl"));
-                parts.push(match spec.q_dtype() {
-                    Dtype::F16 => source!("parts/new_f16.wgsl"),
-                    _ => source!("parts/new_f32.wgsl"),
-                });
-                parts.push(match spec.kv_dtype() {
-                    Dtype::F32 => source!("parts/word_f32.wgsl"),
-                    Dtype::F16 => source!("parts/word_f16.wgsl"),
-                    Dtype::Bf16 => source!("parts/word_bf16.wgsl"),
-                });
-            }
-            _ => {
-                parts.push(source!("parts/logits.wgsl"));
-                parts.push(source!("parts/state.wgsl"));
-                match (spec.q_dtype(), self.f16) {
-                    (Dtype::F16, F16::Native) => parts.push(source!("parts/out_f16.wgsl")),
-                    (Dtype::F16, _) => {
-                        parts.push(source!("parts/out_f16_words.wgsl"));
-                        parts.push(source!("parts/encode.wgsl"));
-                    }
-                    _ => parts.push(source!("parts/out_f32.wgsl")),
-                }
-            }
-        }
-        match self.kernel {
-            Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
-            Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
-            Kernel::PrefillSubgroup if self.tile.threads == 4 => {
-                parts.push(source!("parts/broadcast_4.wgsl"))
-            }
-            Kernel::PrefillSubgroup => parts.push(source!("parts/broadcast_8.wgsl")),
-            _ => {}
-        }
-        if reads_f16 && self.kernel != Kernel::Combine {
-            parts.push(match self.f16 {
-                F16::Integer => source!("parts/f16_integer.wgsl"),
-                F16::Native | F16::Unpack => source!("parts/f16_unpack.wgsl"),
-            });
-        }
-        parts
-    }
 }
 
 /// Groups of four values in a row of the cache: rows are padded to whole groups.

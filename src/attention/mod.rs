@@ -1,14 +1,26 @@
 //! Attention on the caller's device: compiled once, prepared once per forward call, recorded once per layer.
 
+mod io;
+mod mask;
+
+use std::sync::atomic::Ordering;
+
 use crate::batch::Batch;
 use crate::cache::{Entry, KvCache, Layer};
 use crate::caps::Caps;
-use crate::device::create_buffer;
+use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
 use crate::pipeline::{Pipeline, bind};
 use crate::plan::{Options, Plan};
-use crate::spec::{AttentionSpec, Dtype};
-use crate::step::{Step, Upload, unique_id};
+use crate::spec::AttentionSpec;
+use crate::step::{Launch, Step, Upload, unique_id};
+use crate::weights::LayerWeights;
+
+pub(crate) use io::check_apart;
+pub use io::{Bindings, Io, NewKv};
+
+/// Layers that can have weights: their number is the length of a list.
+const MAX_LAYERS: u32 = 1 << 16;
 
 /// Compiled attention for one [`AttentionSpec`] on one device.
 ///
@@ -23,40 +35,15 @@ pub struct Attention {
     decode: Pipeline,
     combine: Pipeline,
     append: Pipeline,
-    /// Bound where a step has no states, and where no LSE is wanted: the layout has the bindings in any case.
+    /// With a dense mask: `pack` and `classify`.
+    mask: Option<(Pipeline, Pipeline)>,
+    /// Tables of the layers; where no layer has weights of its own, the first is for all.
+    tables: Vec<Option<wgpu::Buffer>>,
+    /// Bound where a step has no states, no masks, and where no LSE is wanted: the layout has the bindings in any case.
     no_states: wgpu::Buffer,
+    no_masks: wgpu::Buffer,
     no_lse: wgpu::Buffer,
     fetches: Option<wgpu::Buffer>,
-}
-
-/// Tensors of one layer. Bindings may have any offset that obeys `min_storage_buffer_offset_alignment`; the layouts of the
-/// [`Batch`] say where the elements lie behind it. `q` must not share a buffer with `out` or `lse`.
-#[derive(Debug, Clone)]
-pub struct Io<'a> {
-    /// Queries.
-    pub q: wgpu::BufferBinding<'a>,
-    /// Outputs.
-    pub out: wgpu::BufferBinding<'a>,
-    /// Log-sum-exp; needed exactly when the batch has a layout for it.
-    pub lse: Option<wgpu::BufferBinding<'a>>,
-}
-
-/// New keys and values of one layer, in the spec's `q_dtype`; the layouts of the [`Batch`] say where the elements lie.
-#[derive(Debug, Clone)]
-pub struct NewKv<'a> {
-    /// New keys.
-    pub k: wgpu::BufferBinding<'a>,
-    /// New values.
-    pub v: wgpu::BufferBinding<'a>,
-}
-
-/// Tensors of one layer, bound: [`Attention::bind`] once, [`Attention::dispatch`] as often as the step is used.
-#[derive(Debug, Clone)]
-pub struct Bindings {
-    stamp: u64,
-    prefill: Option<wgpu::BindGroup>,
-    decode: Option<wgpu::BindGroup>,
-    combine: Option<wgpu::BindGroup>,
 }
 
 impl Attention {
@@ -67,13 +54,18 @@ impl Attention {
     /// WebGPU's minimum, [`Error::Shader`] when it refuses a kernel.
     pub fn new(device: &wgpu::Device, spec: AttentionSpec, options: Options) -> Result<Self, Error> {
         let caps = Caps::of(device);
-        check_minimum(device, &caps)?;
         let plan = Plan::new(&spec, &caps, &options)?;
+        io::check_limits(device, &caps, &plan)?;
         log::debug!("{plan}");
-        let decode = Pipeline::new(device, plan.decode(), options.checked)?;
+        let compile = |variant| Pipeline::new(device, variant, options.checked);
+        let decode = compile(plan.decode())?;
         let prefill = match plan.prefill() == plan.decode() {
             true => decode.clone(),
-            false => Pipeline::new(device, plan.prefill(), options.checked)?,
+            false => compile(plan.prefill())?,
+        };
+        let mask = match plan.mask() {
+            Some((pack, classify)) => Some((compile(pack)?, compile(classify)?)),
+            None => None,
         };
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let buffer = |label| create_buffer(device, label, 16, usage);
@@ -82,14 +74,42 @@ impl Attention {
             device: device.clone(),
             prefill,
             decode,
-            combine: Pipeline::new(device, plan.combine(), options.checked)?,
-            append: Pipeline::new(device, plan.append(), options.checked)?,
+            combine: compile(plan.combine())?,
+            append: compile(plan.append())?,
+            mask,
+            tables: match spec.has_weights() {
+                true => Vec::new(),
+                false => vec![table(device, &LayerWeights::default().table(&spec))?],
+            },
             no_states: buffer("gqa.no_states")?,
+            no_masks: buffer("gqa.no_masks")?,
             no_lse: buffer("gqa.no_lse")?,
             fetches: options.count_fetches.then(|| buffer("gqa.fetches")).transpose()?,
             caps,
             plan,
         })
+    }
+
+    /// Sets what `layer` has learned, where the spec [has weights](AttentionSpec::has_weights): once, before the layer is recorded.
+    ///
+    /// # Errors
+    /// [`Error::Field`] for a wrong length or number, or a spec without weights; [`Error::OutOfMemory`].
+    pub fn set_weights(&mut self, layer: u32, weights: &LayerWeights<'_>) -> Result<(), Error> {
+        let spec = self.plan.spec();
+        if !spec.has_weights() {
+            return Err(Error::field("weights", "given", "this spec has neither sinks nor qk_norm"));
+        }
+        if layer >= MAX_LAYERS {
+            return Err(Error::field("layer", layer, format!("it must be below {MAX_LAYERS}")));
+        }
+        weights.check(spec)?;
+        let table = table(&self.device, &weights.table(spec))?;
+        let layer = layer as usize;
+        if self.tables.len() <= layer {
+            self.tables.resize(layer + 1, None);
+        }
+        self.tables[layer] = table;
+        Ok(())
     }
 
     /// Which kernels, tiles and chunks, and why.
@@ -122,7 +142,7 @@ impl Attention {
     /// Records writing the step's new keys and values into `layer` of the cache, converted to its storage type.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`], [`Error::Buffer`].
+    /// [`Error::NoSuchLayer`], [`Error::Buffer`], [`Error::Field`] when the layer's weights are not set.
     pub fn append(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -132,15 +152,16 @@ impl Attention {
     ) -> Result<(), Error> {
         let Layer { k, v } = self.layer(step, layer)?;
         let Some((work, [x, y, z])) = step.append.get() else { return Ok(()) };
-        let dtype = self.plan.spec().q_dtype();
-        let new_k = self.view("new_k", &new.k, step.needs.new_k, dtype)?;
-        let new_v = self.view("new_v", &new.v, step.needs.new_v, dtype)?;
+        let bytes = self.plan.spec().q_dtype().bytes();
+        let new_k = self.caps.view("new_k", &new.k, step.needs.new_k, bytes)?;
+        let new_v = self.caps.view("new_v", &new.v, step.needs.new_v, bytes)?;
         check_apart(
             &[("new_k", new.k.buffer), ("new_v", new.v.buffer)],
             &[("the cache", k), ("the cache", v)],
         )?;
-        let resources =
-            [work.as_entire_binding(), new_k, new_v, k.as_entire_binding(), v.as_entire_binding()];
+        let mut resources = vec![(0, work.as_entire_binding()), (1, new_k), (2, new_v)];
+        resources.extend([(3, k.as_entire_binding()), (4, v.as_entire_binding())]);
+        resources.extend(self.table(layer)?);
         let group = bind(&self.device, &self.append, &resources);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.append"),
@@ -174,7 +195,8 @@ impl Attention {
     /// Binds the tensors of one layer, to be dispatched any number of times.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`]; [`Error::Buffer`] for a view that is too small, misaligned or lacks a usage.
+    /// [`Error::NoSuchLayer`]; [`Error::Buffer`] for a view that is too small, misaligned or lacks a usage; [`Error::Field`] when
+    /// the layer's weights are not set, or [`Self::mask`] has not been called for the step.
     pub fn bind(&self, step: &Step, layer: u32, io: Io<'_>) -> Result<Bindings, Error> {
         let Layer { k, v } = self.layer(step, layer)?;
         let mut bindings = Bindings { stamp: step.stamp, prefill: None, decode: None, combine: None };
@@ -187,31 +209,35 @@ impl Attention {
         if step.prefill.get().is_none() && step.decode.get().is_none() {
             return Ok(bindings);
         }
-        let dtype = self.plan.spec().q_dtype();
-        let q = self.view("q", &io.q, step.needs.q, dtype)?;
-        let out = self.view("out", &io.out, step.needs.out, dtype)?;
+        if step.needs.mask.is_some() && !step.masked.load(Ordering::Relaxed) {
+            return Err(Error::field("mask", "not given", "call Attention::mask for this step first"));
+        }
+        let bytes = self.plan.spec().q_dtype().bytes();
+        let q = self.caps.view("q", &io.q, step.needs.q, bytes)?;
+        let out = self.caps.view("out", &io.out, step.needs.out, bytes)?;
         let lse = match (&io.lse, step.needs.lse) {
-            (Some(lse), Some(needed)) => self.view("lse", lse, needed, Dtype::F32)?,
+            (Some(lse), Some(needed)) => self.caps.view("lse", lse, needed, 4)?,
             _ => self.no_lse.as_entire_binding(),
         };
         let mut written = vec![("out", io.out.buffer)];
         written.extend(io.lse.as_ref().map(|lse| ("lse", lse.buffer)));
         check_apart(&written, &[("q", io.q.buffer), ("the cache", k), ("the cache", v)])?;
         let states = step.states.as_ref().unwrap_or(&self.no_states).as_entire_binding();
-        let attend = |pipeline: &Pipeline, launch: &crate::step::Launch| {
-            launch.get().map(|(work, _)| {
-                let mut resources = vec![work.as_entire_binding(), q.clone(), k.as_entire_binding()];
-                resources.extend([v.as_entire_binding(), out.clone(), lse.clone(), states.clone()]);
-                resources.extend(self.fetches.as_ref().map(|b| b.as_entire_binding()));
-                bind(&self.device, pipeline, &resources)
-            })
+        let mut resources = vec![(1, q), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
+        resources.extend([(4, out), (5, lse), (6, states)]);
+        let masks = step.masks.as_ref().unwrap_or(&self.no_masks);
+        resources.push((7, masks.as_entire_binding()));
+        resources.extend(self.table(layer)?);
+        resources.extend(self.fetches.as_ref().map(|b| (9, b.as_entire_binding())));
+        let group = |pipeline: &Pipeline, launch: &Launch| {
+            let (work, _) = launch.get()?;
+            let mut resources = resources.clone();
+            resources.push((0, work.as_entire_binding()));
+            Some(bind(&self.device, pipeline, &resources))
         };
-        bindings.prefill = attend(&self.prefill, &step.prefill);
-        bindings.decode = attend(&self.decode, &step.decode);
-        bindings.combine = step.combine.get().map(|(work, _)| {
-            let resources = [work.as_entire_binding(), out.clone(), lse.clone(), states.clone()];
-            bind(&self.device, &self.combine, &resources)
-        });
+        bindings.prefill = group(&self.prefill, &step.prefill);
+        bindings.decode = group(&self.decode, &step.decode);
+        bindings.combine = group(&self.combine, &step.combine);
         Ok(bindings)
     }
 
@@ -260,98 +286,33 @@ impl Attention {
         }
     }
 
+    /// The table of a layer, where the spec has one.
+    fn table(&self, layer: u32) -> Result<Option<(u32, wgpu::BindingResource<'_>)>, Error> {
+        let index = if self.plan.spec().has_weights() { layer as usize } else { 0 };
+        match self.tables.get(index) {
+            Some(table) if table.is_some() || !self.plan.spec().has_weights() => {
+                Ok(table.as_ref().map(|table| (8, table.as_entire_binding())))
+            }
+            _ => {
+                let found = format!("not set for layer {layer}");
+                Err(Error::field("weights", found, "call Attention::set_weights for every layer"))
+            }
+        }
+    }
+
     fn layer<'a>(&self, step: &'a Step, layer: u32) -> Result<&'a Layer, Error> {
         self.check_step(step)?;
         let layers = step.layers.len() as u32;
         step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })
     }
-
-    /// A caller's view, checked and cut to the elements that the step reaches.
-    fn view<'a>(
-        &self,
-        name: &'static str,
-        view: &wgpu::BufferBinding<'a>,
-        elements: u64,
-        dtype: Dtype,
-    ) -> Result<wgpu::BindingResource<'a>, Error> {
-        let fail =
-            |problem, needed: String, found: String| Err(Error::Buffer { name, problem, needed, found });
-        if !view.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-            return fail(
-                "it cannot be bound",
-                "BufferUsages::STORAGE".to_owned(),
-                format!("{:?}", view.buffer.usage()),
-            );
-        }
-        let alignment = u64::from(self.caps.offset_alignment);
-        if !view.offset.is_multiple_of(alignment) {
-            return fail(
-                "its offset is misaligned",
-                format!("a multiple of {alignment}"),
-                view.offset.to_string(),
-            );
-        }
-        let room = view.buffer.size().saturating_sub(view.offset);
-        let room = view.size.map_or(room, |size| size.get().min(room));
-        // Bindings are whole words; empty ones are not allowed.
-        let needed = (elements * u64::from(dtype.bytes())).next_multiple_of(4).max(4);
-        if needed > room {
-            return fail("it is too small", format!("{needed} bytes"), format!("{room} bytes"));
-        }
-        if needed > self.caps.binding_size {
-            let found = format!("{needed} bytes");
-            return fail(
-                "it exceeds one storage binding",
-                format!("at most {} bytes", self.caps.binding_size),
-                found,
-            );
-        }
-        let size = std::num::NonZeroU64::new(needed);
-        Ok(wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: view.buffer,
-            offset: view.offset,
-            size,
-        }))
-    }
 }
 
-/// That no buffer has both roles in one dispatch, which wgpu forbids whatever the ranges.
-fn check_apart(
-    these: &[(&'static str, &wgpu::Buffer)],
-    others: &[(&'static str, &wgpu::Buffer)],
-) -> Result<(), Error> {
-    let shared = |(name, this): &(&'static str, &wgpu::Buffer)| {
-        others.iter().find(|(_, other)| other == this).map(|(other, _)| (*name, *other))
-    };
-    match these.iter().find_map(shared) {
-        None => Ok(()),
-        Some((name, other)) => Err(Error::Buffer {
-            name,
-            problem: "one buffer cannot be read and written in one dispatch",
-            needed: "a buffer of its own".to_owned(),
-            found: format!("the buffer of {other}"),
-        }),
+/// A table in a buffer, where there is one.
+fn table(device: &wgpu::Device, words: &[u32]) -> Result<Option<wgpu::Buffer>, Error> {
+    if words.is_empty() {
+        return Ok(None);
     }
-}
-
-/// That the device has what every WebGPU device has: kernels count on it.
-fn check_minimum(device: &wgpu::Device, caps: &Caps) -> Result<(), Error> {
-    let minimal = Caps::minimal();
-    let limits = [
-        ("max_compute_workgroup_storage_size", caps.workgroup_memory, minimal.workgroup_memory),
-        ("max_compute_invocations_per_workgroup", caps.invocations, 128),
-        ("max_storage_buffers_per_shader_stage", device.limits().max_storage_buffers_per_shader_stage, 8),
-    ];
-    for (limit, found, needed) in limits {
-        if found < needed {
-            return Err(Error::Limit {
-                what: "every kernel".to_owned(),
-                limit,
-                needed: u64::from(needed),
-                found: u64::from(found),
-                hint: "create the device with gqa::device_descriptor, or with wgpu::Limits::default()",
-            });
-        }
-    }
-    Ok(())
+    let bytes: &[u8] = bytemuck::cast_slice(words);
+    let buffer = create_filled(device, "gqa.table", wgpu::BufferUsages::UNIFORM, bytes)?;
+    Ok(Some(buffer))
 }

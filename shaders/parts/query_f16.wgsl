@@ -1,8 +1,0 @@
-// Queries stored as f16, two in a word, low half first.
-
-@group(0) @binding(1) var<storage, read> queries: array<u32>;
-
-fn load_query(index: u32) -> f32 {
-    let pair = decode_f16(queries[index / 2u]);
-    return select(pair.x, pair.y, (index & 1u) == 1u);
-}

@@ -1,0 +1,54 @@
+//! A dense mask of the caller's, brought into the step's own form.
+
+use std::sync::atomic::Ordering;
+
+use super::{Attention, check_apart};
+use crate::error::Error;
+use crate::pipeline::{Pipeline, bind};
+use crate::spec::Mask;
+use crate::step::{Launch, Step};
+
+impl Attention {
+    /// Records packing a dense mask for all layers of the step, and finding out which tiles of it need not be read: once before
+    /// the first [`Self::record`], or again where the next layer has another mask. [`Batch::mask`](crate::Batch::mask) says where
+    /// its elements lie: bytes for [`Mask::Keep`], numbers of the spec's `q_dtype` for [`Mask::Add`].
+    ///
+    /// # Errors
+    /// [`Error::Field`] when the spec has no dense mask or the step is another attention's, [`Error::Buffer`].
+    pub fn mask(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        step: &Step,
+        mask: wgpu::BufferBinding<'_>,
+    ) -> Result<(), Error> {
+        self.check_step(step)?;
+        let (Some((pack, classify)), Some(elements)) = (&self.mask, step.needs.mask) else {
+            return Err(Error::field("mask", "given", "the spec's mask is neither Keep nor Add"));
+        };
+        let bytes = match self.plan.spec().mask() {
+            Mask::Keep => 1,
+            _ => self.plan.spec().q_dtype().bytes(),
+        };
+        let view = self.caps.view("mask", &mask, elements, bytes)?;
+        let Some(masks) = &step.masks else { return Ok(()) };
+        check_apart(&[("mask", mask.buffer)], &[("the step", masks)])?;
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("gqa.mask"),
+            timestamp_writes: None,
+        });
+        let mut dispatch = |pipeline: &Pipeline, launch: &Launch| {
+            if let Some((work, [x, y, z])) = launch.get() {
+                let resources =
+                    [(0, work.as_entire_binding()), (1, view.clone()), (7, masks.as_entire_binding())];
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, &bind(&self.device, pipeline, &resources), &[]);
+                pass.dispatch_workgroups(x, y, z);
+            }
+        };
+        dispatch(pack, &step.pack);
+        dispatch(classify, &step.prefill);
+        dispatch(classify, &step.decode);
+        step.masked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,315 @@
+//! What a kernel is linked from: its prelude, one implementation of each part contract, and the bindings that follow.
+
+use std::fmt::Write as _;
+
+use super::{F16, Kernel, Source, TableLayout, Variant, row_fours, source};
+use crate::params::MAP_KEYS;
+use crate::spec::{Dtype, HIDES, Mask};
+
+/// How a kernel uses a binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Storage, read only.
+    Read,
+    /// Storage, read and written.
+    Write,
+    /// Uniform.
+    Uniform,
+}
+
+impl Variant {
+    /// Whether the text needs the subgroup feature.
+    pub fn uses_subgroups(&self) -> bool {
+        match self.kernel {
+            Kernel::PrefillSubgroup | Kernel::DecodeSubgroup => true,
+            Kernel::Decode => self.shuffle,
+            _ => false,
+        }
+    }
+
+    /// Numbers of its bindings, ascending, and how it uses them.
+    pub fn bindings(&self) -> Vec<(u32, Access)> {
+        use Access::{Read, Uniform, Write};
+        let spec = &self.spec;
+        let mut bindings = match self.kernel {
+            Kernel::Append if spec.v_in_k() => vec![(0, Read), (1, Read), (3, Write)],
+            Kernel::Append => vec![(0, Read), (1, Read), (2, Read), (3, Write), (4, Write)],
+            Kernel::Combine => vec![(0, Read), (4, Write), (5, Write), (6, Write)],
+            Kernel::Pack => vec![(0, Read), (1, Read), (7, Write)],
+            Kernel::Classify => vec![(0, Read), (7, Write)],
+            Kernel::Merge => vec![(0, Read), (1, Read), (2, Read), (4, Write), (5, Write)],
+            _ => {
+                let mut all = vec![(0, Read), (1, Read), (2, Read)];
+                all.extend((!spec.v_in_k()).then_some((3, Read)));
+                all.extend([(4, Write), (5, Write), (6, Write)]);
+                all.extend((spec.mask() != Mask::None).then_some((7, Read)));
+                all
+            }
+        };
+        bindings.extend(self.uses_table().then_some((8, Uniform)));
+        bindings.extend((self.counted && self.kernel.attends()).then_some((9, Write)));
+        bindings
+    }
+
+    /// Whether the kernel reads the table.
+    fn uses_table(&self) -> bool {
+        let spec = &self.spec;
+        let turns = spec.rope().is_some() || spec.qk_norm().is_some();
+        match self.kernel {
+            Kernel::Append => turns,
+            Kernel::Combine => spec.sinks(),
+            kernel => kernel.attends() && (turns || spec.sinks() || spec.alibi().is_some()),
+        }
+    }
+
+    pub(super) fn native_f16_out(&self) -> bool {
+        let writes = self.kernel.attends() || matches!(self.kernel, Kernel::Combine | Kernel::Merge);
+        self.f16 == F16::Native && self.spec.q_dtype() == Dtype::F16 && writes
+    }
+
+    /// Constants of the spec and the tile.
+    pub(super) fn prelude(&self, text: &mut String) {
+        let spec = &self.spec;
+        let (k4, v4) = (row_fours(spec.head_dim()), row_fours(spec.v_head_dim()));
+        let words = |fours: u32| fours * spec.kv_dtype().bytes();
+        let table = TableLayout::of(spec);
+        let rope = spec.rope();
+        // Keys of a word of the packed mask, keys of a tile elsewhere.
+        let keys = match (self.kernel, spec.mask()) {
+            (Kernel::Pack, Mask::Keep) => 32,
+            (Kernel::Pack, _) => 1,
+            _ => self.tile.keys,
+        };
+        let unsigned = [
+            ("HEAD_DIM", spec.head_dim()),
+            ("V_HEAD_DIM", spec.v_head_dim()),
+            ("K4", k4),
+            ("V4", v4),
+            ("K_WORDS", words(k4)),
+            ("V_WORDS", words(v4)),
+            ("Q_HEADS", spec.q_heads()),
+            ("KV_HEADS", spec.kv_heads()),
+            ("GROUP", spec.group()),
+            ("ROWS", self.tile.rows),
+            ("KEYS", keys),
+            ("THREADS", self.tile.threads),
+            ("LANES", self.tile.threads),
+            ("MAX_WORKGROUPS", self.workgroups),
+            ("WHOLE", crate::params::WHOLE),
+            ("MAP_KEYS", MAP_KEYS),
+            ("TABLE4", table.words / 4),
+            ("SINKS_AT", table.sinks),
+            ("SLOPES_AT", table.slopes),
+            ("NORM_AT", if self.kernel == Kernel::Append { table.k_norm } else { table.q_norm }),
+            ("TURNS_AT", table.turns),
+            ("ROPE_FIRST", rope.map_or(0, |r| r.first)),
+            ("ROPE_DIM", rope.map_or(0, |r| r.dim)),
+        ];
+        // Beyond 2^30 a window is as good as none: positions stay below.
+        let window = |keys: Option<u32>| keys.map_or(-1, |keys| keys.min(1 << 30) as i32);
+        let signed =
+            [("WINDOW_LEFT", window(spec.window_left())), ("WINDOW_RIGHT", window(spec.window_right()))];
+        let flags = [
+            ("CAUSAL", spec.causal()),
+            ("MAPPED", spec.mask().is_dense()),
+            ("NORM", spec.qk_norm().is_some()),
+            ("INTERLEAVED", rope.is_some_and(|r| r.pairing == crate::rope::Pairing::Interleaved)),
+        ];
+        let log2_e = f64::from(std::f32::consts::LOG2_E);
+        let cap = f64::from(spec.softcap().unwrap_or(1.0));
+        let reals = [
+            ("SCALE_LOG2", spec.scale() * std::f32::consts::LOG2_E),
+            ("SCALE_PER_CAP", (f64::from(spec.scale()) / cap) as f32),
+            ("CAP_LOG2", (cap * log2_e) as f32),
+            ("EPSILON", spec.qk_norm().unwrap_or(0.0)),
+            ("MAGNITUDE", rope.map_or(1.0, |r| r.magnitude()) as f32),
+            ("HIDES", HIDES),
+        ];
+        for (name, value) in unsigned {
+            let _ = writeln!(text, "const {name}: u32 = {value}u;");
+        }
+        for (name, value) in signed {
+            let _ = writeln!(text, "const {name}: i32 = {value}i;");
+        }
+        for (name, value) in flags {
+            let _ = writeln!(text, "const {name}: bool = {value};");
+        }
+        for (name, value) in reals {
+            // WGSL leaves subnormal literals open, and has none for infinity.
+            let value = if value.is_subnormal() { 0.0 } else { value.clamp(f32::MIN, f32::MAX) };
+            let _ = writeln!(text, "const {name}: f32 = {value:e}f;");
+        }
+    }
+
+    /// One implementation of each part contract that the kernel calls.
+    pub(super) fn parts(&self) -> Vec<Source> {
+        let mut parts = vec![source!("parts/base2.wgsl")];
+        if self.kernel != Kernel::Pack {
+            parts.push(source!("parts/params.wgsl"));
+        }
+        match self.kernel {
+            Kernel::Append => self.append_parts(&mut parts),
+            Kernel::Combine => self.output_parts(&mut parts),
+            Kernel::Pack => match self.spec.mask() {
+                Mask::Keep => parts.push(source!("parts/pack_keep.wgsl")),
+                _ => {
+                    parts.push(source!("parts/pack_add.wgsl"));
+                    self.raw_part(&mut parts);
+                }
+            },
+            Kernel::Classify => {
+                parts.extend([source!("parts/item.wgsl"), source!("parts/tiles.wgsl")]);
+                parts.push(match self.spec.mask() {
+                    Mask::Keep => source!("parts/judge_bits.wgsl"),
+                    _ => source!("parts/judge_add.wgsl"),
+                });
+            }
+            Kernel::Merge => {
+                self.raw_part(&mut parts);
+                self.store_part(&mut parts);
+            }
+            _ => self.attend_parts(&mut parts),
+        }
+        if self.uses_table() {
+            parts.push(source!("parts/table.wgsl"));
+        }
+        if self.reads_f16() {
+            parts.push(match self.f16 {
+                F16::Integer => source!("parts/f16_integer.wgsl"),
+                F16::Native | F16::Unpack => source!("parts/f16_unpack.wgsl"),
+            });
+        }
+        parts
+    }
+
+    fn attend_parts(&self, parts: &mut Vec<Source>) {
+        let spec = &self.spec;
+        parts.extend([
+            source!("parts/item.wgsl"),
+            source!("parts/row.wgsl"),
+            source!("parts/tiles.wgsl"),
+            source!("parts/contiguous.wgsl"),
+            source!("parts/query.wgsl"),
+            source!("parts/logits.wgsl"),
+            source!("parts/emit.wgsl"),
+            source!("parts/keys.wgsl"),
+        ]);
+        parts.push(match spec.kv_dtype() {
+            Dtype::F32 => source!("parts/kv_f32.wgsl"),
+            Dtype::F16 => source!("parts/kv_f16.wgsl"),
+            Dtype::Bf16 => source!("parts/kv_bf16.wgsl"),
+        });
+        parts.push(match spec.v_in_k() {
+            true => source!("parts/values_in_keys.wgsl"),
+            false => source!("parts/values.wgsl"),
+        });
+        parts.push(match spec.softcap() {
+            Some(_) => source!("parts/softcap.wgsl"),
+            None => source!("parts/scale.wgsl"),
+        });
+        parts.push(match spec.alibi() {
+            Some(_) => source!("parts/alibi.wgsl"),
+            None => source!("parts/alibi_none.wgsl"),
+        });
+        parts.push(match spec.mask() {
+            Mask::None => source!("parts/mask_none.wgsl"),
+            Mask::Keep | Mask::Tree => source!("parts/mask_bits.wgsl"),
+            Mask::Add => source!("parts/mask_add.wgsl"),
+        });
+        parts.push(match spec.mask().is_dense() {
+            true => source!("parts/map.wgsl"),
+            false => source!("parts/map_none.wgsl"),
+        });
+        parts.push(match spec.mask() {
+            Mask::Tree => source!("parts/position_tree.wgsl"),
+            _ => source!("parts/position.wgsl"),
+        });
+        parts.push(match self.counted {
+            true => source!("parts/fetch_counted.wgsl"),
+            false => source!("parts/fetch_uncounted.wgsl"),
+        });
+        match self.kernel {
+            Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
+            Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
+            Kernel::PrefillSubgroup if self.tile.threads == 4 => {
+                parts.push(source!("parts/broadcast_4.wgsl"))
+            }
+            Kernel::PrefillSubgroup => parts.push(source!("parts/broadcast_8.wgsl")),
+            _ => {}
+        }
+        self.embed_parts(parts);
+        self.output_parts(parts);
+    }
+
+    fn append_parts(&self, parts: &mut Vec<Source>) {
+        let spec = &self.spec;
+        self.embed_parts(parts);
+        parts.push(source!("parts/encode.wgsl"));
+        parts.push(match spec.kv_dtype() {
+            Dtype::F32 => source!("parts/word_f32.wgsl"),
+            Dtype::F16 => source!("parts/word_f16.wgsl"),
+            Dtype::Bf16 => source!("parts/word_bf16.wgsl"),
+        });
+        if spec.v_in_k() {
+            parts.push(source!("parts/append_no_values.wgsl"));
+            return;
+        }
+        parts.push(source!("parts/append_values.wgsl"));
+        parts.push(match spec.q_dtype() {
+            Dtype::F16 => source!("parts/new_f16.wgsl"),
+            _ => source!("parts/new_f32.wgsl"),
+        });
+    }
+
+    /// A query or a new key: read, normalised, turned.
+    fn embed_parts(&self, parts: &mut Vec<Source>) {
+        self.raw_part(parts);
+        parts.push(match self.spec.qk_norm() {
+            Some(_) => source!("parts/norm_rms.wgsl"),
+            None => source!("parts/norm_none.wgsl"),
+        });
+        parts.push(match self.spec.rope() {
+            Some(_) => source!("parts/rope.wgsl"),
+            None => source!("parts/rope_none.wgsl"),
+        });
+    }
+
+    fn raw_part(&self, parts: &mut Vec<Source>) {
+        parts.push(match self.spec.q_dtype() {
+            Dtype::F16 => source!("parts/raw_f16.wgsl"),
+            _ => source!("parts/raw_f32.wgsl"),
+        });
+    }
+
+    /// A finished row.
+    fn output_parts(&self, parts: &mut Vec<Source>) {
+        parts.push(source!("parts/state.wgsl"));
+        parts.push(match self.spec.sinks() {
+            true => source!("parts/sinks.wgsl"),
+            false => source!("parts/sinks_none.wgsl"),
+        });
+        self.store_part(parts);
+    }
+
+    fn store_part(&self, parts: &mut Vec<Source>) {
+        match (self.spec.q_dtype(), self.f16) {
+            (Dtype::F16, F16::Native) => parts.push(source!("parts/out_f16.wgsl")),
+            (Dtype::F16, _) => {
+                parts.extend([source!("parts/out_f16_words.wgsl"), source!("parts/encode.wgsl")]);
+            }
+            _ => parts.push(source!("parts/out_f32.wgsl")),
+        }
+    }
+
+    /// Whether some part calls `decode_f16`.
+    fn reads_f16(&self) -> bool {
+        let [q, kv] = [self.spec.q_dtype(), self.spec.kv_dtype()].map(|dtype| dtype == Dtype::F16);
+        match self.kernel {
+            Kernel::Append | Kernel::Merge => q,
+            Kernel::Pack => q && self.spec.mask() == Mask::Add,
+            // Outputs in whole words can be read back, too.
+            Kernel::Combine => q && self.f16 != F16::Native,
+            kernel => kernel.attends() && (q || kv),
+        }
+    }
+}
