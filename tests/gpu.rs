@@ -3,7 +3,8 @@
 
 use gqa::verify::{Arrangement, random_setup, run};
 use gqa::verify::{
-    Gpu, LAWS, Problem, ProblemSequence, Runner, Setup, adapters, check, random_problem, random_problem_of,
+    Gpu, LAWS, PER_SPEC, Problem, ProblemSequence, Runner, Setup, adapters, check, random_problem,
+    random_problem_of,
 };
 use gqa::{AttentionSpec, Dtype, Family, Options};
 
@@ -44,9 +45,9 @@ fn problem(spec: &AttentionSpec, q_len: u32, kv_len: u32) -> Problem {
 fn random_problems() {
     for gpu in gpus() {
         for spec in 0..6 {
-            let setup = random_setup(spec * 16);
-            let mut runner = Runner::new(&gpu, &random_problem(spec * 16).spec, &setup).unwrap();
-            for seed in spec * 16..(spec + 1) * 16 {
+            let setup = random_setup(spec * PER_SPEC);
+            let mut runner = Runner::new(&gpu, &random_problem(spec * PER_SPEC).spec, &setup).unwrap();
+            for seed in spec * PER_SPEC..spec * PER_SPEC + 16 {
                 let problem = random_problem(seed);
                 let result = runner.run(&problem).and_then(|output| check(&problem, &output));
                 assert_eq!(result, Ok(()), "{}, seed {seed}, {:?}, {setup:?}", gpu.name(), problem.spec);
@@ -59,7 +60,7 @@ fn random_problems() {
 fn laws() {
     for gpu in gpus() {
         for (i, (name, law)) in LAWS.iter().enumerate() {
-            let seed = 1000 + 16 * i as u64;
+            let seed = (25 + i as u64) * PER_SPEC;
             assert_eq!(law(&gpu, seed), Ok(()), "{}: {name}, seed {seed}", gpu.name());
         }
     }

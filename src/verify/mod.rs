@@ -15,5 +15,5 @@ pub use compare::{Mismatch, Tolerance, check, compare};
 pub use merging::merge;
 pub use metamorphic::{LAWS, Law};
 pub use problem::{Arrangement, Problem, ProblemMask, ProblemSequence, Weights};
-pub use random::{random_problem, random_problem_of, random_setup};
+pub use random::{PER_SPEC, random_problem, random_problem_of, random_setup};
 pub use runner::{Output, Runner, Setup, run};

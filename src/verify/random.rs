@@ -10,13 +10,13 @@ use crate::spec::{AttentionSpec, Dtype, Mask, SpecBuilder, alibi_slopes};
 
 /// Shapes that kernels like to get wrong, and ordinary ones.
 const GROUPS: [u32; 12] = [1, 1, 2, 3, 4, 4, 5, 7, 8, 12, 16, 71];
-const DIMS: [u32; 16] = [1, 2, 3, 7, 16, 32, 33, 64, 64, 80, 96, 100, 127, 128, 192, 256];
+const DIMS: [u32; 19] = [1, 2, 3, 7, 16, 32, 33, 64, 64, 80, 96, 100, 127, 128, 192, 256, 320, 512, 576];
 const LENS: [u32; 14] = [0, 1, 2, 3, 7, 8, 15, 31, 32, 33, 64, 65, 127, 200];
 
-/// Problems that share a spec: compiling costs more than running.
-const PER_SPEC: u64 = 16;
+/// Problems that share a spec, seeds `n * PER_SPEC` on: compiling costs more than running.
+pub const PER_SPEC: u64 = 40;
 
-/// A problem drawn from `seed`: the same seed gives the same problem everywhere. Seeds of one sixteen share a spec.
+/// A problem drawn from `seed`: the same seed gives the same problem everywhere. Seeds of one [`PER_SPEC`] share a spec.
 pub fn random_problem(seed: u64) -> Problem {
     random_problem_of(&random_spec(seed / PER_SPEC), seed)
 }
@@ -237,7 +237,7 @@ pub(crate) fn normal(rng: &mut Rng) -> f32 {
     (0..12).map(|_| rng.f32()).sum::<f32>() - 6.0
 }
 
-/// How to run the problems of `seed`'s sixteen: families, chunks and checks take turns.
+/// How to run the problems that share `seed`'s spec: families, chunks and checks take turns.
 pub fn random_setup(seed: u64) -> Setup {
     let mut rng = Rng::with_seed((seed / PER_SPEC).wrapping_mul(2).wrapping_add(7));
     Setup {

@@ -1,6 +1,6 @@
 //! `gqa verify`: random and metamorphic checks against the reference.
 
-use gqa::verify::{Gpu, LAWS, Runner, check, random_problem, random_setup};
+use gqa::verify::{Gpu, LAWS, PER_SPEC, Runner, check, random_problem, random_setup};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Failure;
@@ -8,14 +8,14 @@ use crate::adapter::AdapterArgs;
 
 /// Check the kernels against the f64 reference: random problems and laws that attention obeys
 ///
-/// Sixteen problems share a spec, because compiling costs more than running. Outputs, cache slack and the gaps of tensors hold
+/// Forty problems share a spec, because compiling costs more than running. Outputs, cache slack and the gaps of tensors hold
 /// NaN before each run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     adapter: AdapterArgs,
     /// Random problems per adapter
-    #[arg(long, value_name = "N", default_value_t = 160)]
+    #[arg(long, value_name = "N", default_value_t = 400)]
     count: u64,
     /// Seed of the first problem; a failure prints the seed that repeats it
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -84,7 +84,7 @@ fn run_laws(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> usize {
         bar.set_message(*name);
         for round in 0..args.laws {
             // Far apart, so that each check has a spec of its own.
-            let seed = args.seed + (round * LAWS.len() as u64 + i as u64) * 16 + 3;
+            let seed = args.seed + (round * LAWS.len() as u64 + i as u64) * PER_SPEC + 3;
             if let Err(message) = law(gpu, seed) {
                 failures += 1;
                 bar.suspend(|| println!("law {name:?}, seed {seed}: {message}"));
