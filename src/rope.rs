@@ -60,8 +60,7 @@ pub enum Scaling {
         /// The longest context in use.
         context: u32,
     },
-    /// YaRN (Peng et al., arXiv 2309.00071), with the ends of its ramp rounded outwards (transformers' `truncate`). Needs a
-    /// [`Rope::theta`] above 1.
+    /// YaRN (Peng et al., arXiv 2309.00071). Needs a [`Rope::theta`] above 1.
     Yarn {
         /// At least 1.
         factor: f64,
@@ -74,6 +73,8 @@ pub enum Scaling {
         /// What multiplies sine and cosine; `None` is the paper's `0.1 ln(factor) + 1`. A model with `mscale` and
         /// `mscale_all_dim` (DeepSeek) has `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`.
         attention_factor: Option<f64>,
+        /// Whether the ends of the ramp between the two are rounded outwards to whole pairs: yes, but for gpt-oss.
+        truncate: bool,
     },
     /// Llama 3.1 (arXiv 2407.21783; formula from transformers): long wavelengths divided by `factor`, short ones kept, those
     /// between blended.
@@ -128,8 +129,8 @@ impl Rope {
             // The plain ones, whose base has grown.
             Scaling::None | Scaling::DynamicNtk { .. } => plain.collect(),
             Scaling::Linear { factor } => plain.map(|f| f / factor).collect(),
-            &Scaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } => {
-                let (low, high) = self.yarn_ramp(original_context, beta_fast, beta_slow);
+            &Scaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
+                let (low, high) = self.yarn_ramp(original_context, [beta_fast, beta_slow], truncate);
                 // As in transformers: a ramp of no width is a step.
                 let width = if low == high { 0.001 } else { high - low };
                 let stretched = |pair: usize| ((pair as f64 - low) / width).clamp(0.0, 1.0);
@@ -215,12 +216,16 @@ impl Rope {
     }
 
     /// The pairs where YaRN's ramp starts and ends (`find_correction_range` in transformers, whose upper limit it is, too).
-    fn yarn_ramp(&self, original_context: u32, beta_fast: f64, beta_slow: f64) -> (f64, f64) {
+    fn yarn_ramp(&self, original_context: u32, [fast, slow]: [f64; 2], truncate: bool) -> (f64, f64) {
         let dim = f64::from(self.dim);
         let pair = |rotations: f64| {
             dim * (f64::from(original_context) / (rotations * TAU)).ln() / (2.0 * self.theta.ln())
         };
-        (pair(beta_fast).floor().max(0.0), pair(beta_slow).ceil().min(dim - 1.0))
+        let (low, high) = match truncate {
+            true => (pair(fast).floor(), pair(slow).ceil()),
+            false => (pair(fast), pair(slow)),
+        };
+        (low.max(0.0), high.min(dim - 1.0))
     }
 }
 

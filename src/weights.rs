@@ -34,7 +34,7 @@ impl LayerWeights<'_> {
                 let needed = format!("this spec needs {needed}");
                 return Err(Error::field(field, format!("{} numbers", numbers.len()), needed));
             }
-            if let Some(x) = numbers.iter().find(|x| !(x.abs() <= 1e30)) {
+            if let Some(x) = numbers.iter().find(|x| !(-1e30..=1e30).contains(*x)) {
                 return Err(Error::field(field, x, "it must be a number of at most 1e30 in magnitude"));
             }
         }

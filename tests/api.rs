@@ -120,7 +120,7 @@ fn options_that_the_device_cannot_do() {
     let error = Attention::new(&poor, spec(), Options::default()).unwrap_err();
     assert!(matches!(
         error,
-        Error::Limit { limit: "max_storage_buffers_per_shader_stage", needed: 8, found: 4, .. }
+        Error::Limit { limit: "max_storage_buffers_per_shader_stage", needed: 7, found: 4, .. }
     ));
 }
 

@@ -1,45 +1,13 @@
 //! Kernels against the reference, on every adapter of this machine. No adapter is a failure, not a pass.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use gqa::verify::{Arrangement, random_setup, run};
+mod common;
+
+use common::{FAMILIES, gpus, problem, with};
 use gqa::verify::{
-    Gpu, LAWS, PER_SPEC, Problem, ProblemSequence, Runner, Setup, adapters, check, random_problem,
-    random_problem_of,
+    Arrangement, Gpu, LAWS, PER_SPEC, Problem, Runner, adapters, check, random_problem, random_setup, run,
 };
-use gqa::{AttentionSpec, Dtype, Family, Options};
-
-/// Both families where the adapter has both, checked and not.
-const FAMILIES: [Family; 2] = [Family::Auto, Family::Portable];
-
-fn gpus() -> Vec<Gpu> {
-    let gpus: Vec<_> = adapters().iter().map(|adapter| Gpu::open(adapter).unwrap()).collect();
-    assert!(!gpus.is_empty(), "no adapter: `cargo xtask setup` unpacks a software driver");
-    gpus
-}
-
-fn with(family: Family) -> Setup {
-    Setup { options: Options { family, ..Options::default() }, slack: 2 }
-}
-
-/// One sequence of random numbers.
-fn problem(spec: &AttentionSpec, q_len: u32, kv_len: u32) -> Problem {
-    let mut problem = random_problem_of(spec, 7);
-    let numbers = |n: u32, step: f32| -> Vec<f32> {
-        (0..n).map(|i| spec.q_dtype().round((i as f32 * step).sin() * 2.0)).collect()
-    };
-    problem.sequences = vec![ProblemSequence {
-        q_len,
-        kv_len,
-        q_start: None,
-        history: kv_len / 2,
-        q: numbers(q_len * spec.q_heads() * spec.head_dim(), 0.37),
-        k: numbers(kv_len * spec.kv_heads() * spec.head_dim(), 0.71),
-        v: numbers(kv_len * spec.kv_heads() * spec.v_head_dim(), 1.31),
-        tree: None,
-        documents: None,
-    }];
-    problem
-}
+use gqa::{AttentionSpec, Dtype, Family};
 
 #[test]
 fn random_problems() {

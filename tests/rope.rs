@@ -37,6 +37,7 @@ fn scaling(v: &Value) -> Scaling {
             beta_fast: number(&v["beta_fast"]),
             beta_slow: number(&v["beta_slow"]),
             attention_factor: v["attention_factor"].as_f64(),
+            truncate: v["truncate"].as_bool().unwrap_or(true),
         },
         "Llama3" => Scaling::Llama3 {
             factor: number(&v["factor"]),
@@ -68,7 +69,7 @@ fn rope(v: &Value) -> Rope {
 fn cases() -> Vec<(Rope, Value)> {
     let file: Value = serde_json::from_str(include_str!("data/rope.json")).unwrap();
     let cases = file["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 14);
+    assert_eq!(cases.len(), 15);
     cases.iter().map(|case| (rope(&case["rope"]), case.clone())).collect()
 }
 

@@ -43,7 +43,7 @@ impl Rope {
                 // The base's exponent is dim / (dim - 2).
                 at_least("rope.dim", self.dim, 4)
             }
-            &Scaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor } => {
+            &Scaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, truncate } => {
                 check_factor(factor)?;
                 at_least("rope.scaling.original_context", original_context, 1)?;
                 positive("rope.scaling.beta_slow", beta_slow)?;
@@ -56,7 +56,7 @@ impl Rope {
                     return Err(Error::field("rope.theta", self.theta, "YaRN needs more than 1"));
                 }
                 // transformers turns its ramp around there: no model can mean that.
-                let (low, high) = self.yarn_ramp(original_context, beta_fast, beta_slow);
+                let (low, high) = self.yarn_ramp(original_context, [beta_fast, beta_slow], truncate);
                 if low > high {
                     let needed =
                         "some pair must turn more than beta_slow and less than beta_fast times in it";
@@ -124,7 +124,14 @@ mod tests {
     }
 
     fn yarn(beta_fast: f64, attention_factor: Option<f64>) -> Scaling {
-        Scaling::Yarn { factor: 4.0, original_context: 4096, beta_fast, beta_slow: 1.0, attention_factor }
+        Scaling::Yarn {
+            factor: 4.0,
+            original_context: 4096,
+            beta_fast,
+            beta_slow: 1.0,
+            attention_factor,
+            truncate: true,
+        }
     }
 
     fn llama3(factor: f64, low_freq_factor: f64, original_context: u32) -> Scaling {
@@ -162,6 +169,7 @@ mod tests {
             beta_fast: 32.0,
             beta_slow: 32.0,
             attention_factor: None,
+            truncate: true,
         };
         let table = [
             ("dim", Rope::new(0)),

@@ -149,7 +149,7 @@ fn check_logits(spec: &AttentionSpec) -> Result<(), Error> {
         let needed = format!("there must be one for each of {} query heads", spec.q_heads);
         return Err(Error::field("alibi", format!("{} slopes", slopes.len()), needed));
     }
-    match slopes.iter().find(|slope| !(slope.abs() <= 1e6)) {
+    match slopes.iter().find(|slope| !(-1e6..=1e6).contains(*slope)) {
         Some(slope) => {
             Err(Error::field("alibi", slope, "a slope must be a number of at most 1e6 in magnitude"))
         }

@@ -103,6 +103,7 @@ fn random_rope(rng: &mut Rng, head_dim: u32) -> Rope {
             beta_fast: 32.0,
             beta_slow: 1.0,
             attention_factor: rng.bool().then_some(1.1),
+            truncate: rng.bool(),
         },
         3 => Scaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context },
         4 => Scaling::LongRope {

@@ -141,6 +141,23 @@ cases = [
         {"scaling": yarn(40.0, 4096, attention_factor="transformers")},
     ),
     case(
+        "yarn, gpt-oss",
+        {
+            "head_dim": 64,
+            "rope_theta": 150000.0,
+            "max_position_embeddings": 131072,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "original_max_position_embeddings": 4096,
+                "truncate": False,
+            },
+        },
+        {"scaling": yarn(32.0, 4096, attention_factor=None, truncate=False)},
+    ),
+    case(
         "last elements, deepseek",
         {"head_dim": 48, "partial_rotary_factor": 2 / 3},
         {"pairing": "Interleaved", "dim": 32, "first": 16},

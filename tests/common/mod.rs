@@ -1,0 +1,37 @@
+//! What the tests on adapters share.
+
+use gqa::verify::{Gpu, Problem, ProblemSequence, Setup, adapters, random_problem_of};
+use gqa::{AttentionSpec, Family, Options};
+
+/// Both families where the adapter has both, checked and not.
+pub(crate) const FAMILIES: [Family; 2] = [Family::Auto, Family::Portable];
+
+pub(crate) fn gpus() -> Vec<Gpu> {
+    let gpus: Vec<_> = adapters().iter().map(|adapter| Gpu::open(adapter).unwrap()).collect();
+    assert!(!gpus.is_empty(), "no adapter: `cargo xtask setup` unpacks a software driver");
+    gpus
+}
+
+pub(crate) fn with(family: Family) -> Setup {
+    Setup { options: Options { family, ..Options::default() }, slack: 2 }
+}
+
+/// One sequence of random numbers.
+pub(crate) fn problem(spec: &AttentionSpec, q_len: u32, kv_len: u32) -> Problem {
+    let mut problem = random_problem_of(spec, 7);
+    let numbers = |n: u32, step: f32| -> Vec<f32> {
+        (0..n).map(|i| spec.q_dtype().round((i as f32 * step).sin() * 2.0)).collect()
+    };
+    problem.sequences = vec![ProblemSequence {
+        q_len,
+        kv_len,
+        q_start: None,
+        history: kv_len / 2,
+        q: numbers(q_len * spec.q_heads() * spec.head_dim(), 0.37),
+        k: numbers(kv_len * spec.kv_heads() * spec.head_dim(), 0.71),
+        v: numbers(kv_len * spec.kv_heads() * spec.v_head_dim(), 1.31),
+        tree: None,
+        documents: None,
+    }];
+    problem
+}
