@@ -192,24 +192,13 @@ impl Plan {
 
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let spec = &self.spec;
-        writeln!(
-            f,
-            "{}/{} heads (group {}), head_dim {}, v_head_dim {}, q {}, kv {}, {}",
-            spec.q_heads(),
-            spec.kv_heads(),
-            spec.group(),
-            spec.head_dim(),
-            spec.v_head_dim(),
-            spec.q_dtype(),
-            spec.kv_dtype(),
-            if spec.causal() { "causal" } else { "full" },
-        )?;
+        writeln!(f, "{}", self.spec)?;
         for (role, variant) in [("prefill", &self.prefill), ("decode", &self.decode)] {
             let Tile { rows, keys, threads } = variant.tile;
             writeln!(f, "{role:8} {:17} {rows} rows x {keys} keys, {threads} invocations", variant.kernel)?;
         }
-        writeln!(f, "variants compiled: {}", self.variants().len())?;
+        let names: Vec<_> = self.variants().iter().map(|variant| variant.kernel.name()).collect();
+        writeln!(f, "variants compiled: {} ({})", names.len(), names.join(", "))?;
         for reason in &self.reasons {
             writeln!(f, "- {reason}")?;
         }

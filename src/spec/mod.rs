@@ -2,6 +2,7 @@
 
 mod alibi;
 mod builder;
+mod display;
 mod dtype;
 mod mask;
 

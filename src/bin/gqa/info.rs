@@ -1,7 +1,7 @@
 //! `gqa info`: adapters, their caps, and the plan for a spec.
 
 use gqa::verify::AdapterChoice;
-use gqa::{AttentionSpec, Dtype, Options, Plan};
+use gqa::{AttentionSpec, Dtype, Mask, Options, Plan, Rope, alibi_slopes};
 
 use crate::Failure;
 use crate::adapter::AdapterArgs;
@@ -13,6 +13,19 @@ pub(crate) struct Args {
     adapter: AdapterArgs,
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+impl Args {
+    /// The spec that is asked about, if one is.
+    fn spec(&self) -> Result<Option<AttentionSpec>, Failure> {
+        let Some(heads) = self.spec.heads else { return Ok(None) };
+        let ModelArgs { sinks, qk_norm, mask } = self.model;
+        let builder = self.spec.build(heads, true)?.to_builder().sinks(sinks).mask(mask);
+        let builder = if qk_norm { builder.qk_norm(1e-6) } else { builder };
+        builder.build().map(Some).map_err(|e| Failure::Usage(e.to_string()))
+    }
 }
 
 /// An attention spec on the command line.
@@ -33,6 +46,45 @@ pub(crate) struct SpecArgs {
     /// Storage of the KV cache: f32, f16 or bf16
     #[arg(long, value_name = "DTYPE", default_value = "f16")]
     pub(crate) kv_dtype: Dtype,
+    /// Keys before its own that a query sees
+    #[arg(long, value_name = "KEYS")]
+    pub(crate) window: Option<u32>,
+    /// Bend logits to at most this
+    #[arg(long, value_name = "CAP")]
+    pub(crate) softcap: Option<f32>,
+    /// ALiBi with the slopes of its paper
+    #[arg(long)]
+    pub(crate) alibi: bool,
+    /// Turn queries and keys (RoPE, half pairing), with this base
+    #[arg(long, value_name = "THETA")]
+    pub(crate) rope: Option<f64>,
+    /// Values are the first --v-dim elements of the keys (absorbed MLA)
+    #[arg(long, requires = "v_dim")]
+    pub(crate) v_in_k: bool,
+}
+
+/// What needs data of a model, beyond queries, keys and values.
+#[derive(Debug, Clone, clap::Args)]
+struct ModelArgs {
+    /// A logit without a value for each query head
+    #[arg(long)]
+    sinks: bool,
+    /// Normalise queries and keys
+    #[arg(long)]
+    qk_norm: bool,
+    /// A mask that is data: tree, keep or add
+    #[arg(long, value_name = "KIND", value_parser = parse_mask, default_value = "none")]
+    mask: Mask,
+}
+
+fn parse_mask(s: &str) -> Result<Mask, String> {
+    match s {
+        "none" => Ok(Mask::None),
+        "tree" => Ok(Mask::Tree),
+        "keep" => Ok(Mask::Keep),
+        "add" => Ok(Mask::Add),
+        _ => Err("a mask is none, tree, keep or add".to_owned()),
+    }
 }
 
 fn parse_heads(s: &str) -> Result<(u32, u32), String> {
@@ -48,18 +100,26 @@ impl SpecArgs {
         (q_heads, kv_heads): (u32, u32),
         causal: bool,
     ) -> Result<AttentionSpec, Failure> {
-        AttentionSpec::builder(q_heads, kv_heads, self.dim)
-            .v_head_dim(self.v_dim.unwrap_or(self.dim))
-            .q_dtype(self.dtype)
-            .kv_dtype(self.kv_dtype)
-            .causal(causal)
-            .build()
-            .map_err(|e| Failure::Usage(e.to_string()))
+        let v_dim = self.v_dim.unwrap_or(self.dim);
+        let builder = AttentionSpec::builder(q_heads, kv_heads, self.dim);
+        let builder = if self.v_in_k { builder.v_in_k(v_dim) } else { builder.v_head_dim(v_dim) };
+        let mut builder =
+            builder.q_dtype(self.dtype).kv_dtype(self.kv_dtype).causal(causal).window(self.window, None);
+        if let Some(cap) = self.softcap {
+            builder = builder.softcap(cap);
+        }
+        if self.alibi {
+            builder = builder.alibi(&alibi_slopes(q_heads));
+        }
+        if let Some(theta) = self.rope {
+            builder = builder.rope(Rope { theta, ..Rope::new(self.dim) });
+        }
+        builder.build().map_err(|e| Failure::Usage(e.to_string()))
     }
 }
 
 pub(crate) fn main(args: &Args) -> Result<(), Failure> {
-    let spec = args.spec.heads.map(|heads| args.spec.build(heads, true)).transpose()?;
+    let spec = args.spec()?;
     let mut broken = None;
     let mut usable = 0;
     for (index, gpu) in args.adapter.open_indexed(AdapterChoice::All)? {
