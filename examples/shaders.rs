@@ -5,7 +5,41 @@
 use std::collections::BTreeMap;
 
 use gqa::shader::{Compiler, link};
-use gqa::{AttentionSpec, Caps, Dtype, Options, Plan};
+use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, alibi_slopes};
+
+/// A name and a spec each: ordinary shapes, then features one by one and together.
+fn specs() -> Result<Vec<(String, AttentionSpec)>, gqa::Error> {
+    let mut specs = Vec::new();
+    for (q_heads, kv_heads, dim) in [(32, 32, 64), (32, 8, 128), (71, 1, 80), (9, 3, 33)] {
+        for (q_dtype, kv_dtype) in
+            [(Dtype::F32, Dtype::F32), (Dtype::F16, Dtype::F16), (Dtype::F32, Dtype::Bf16)]
+        {
+            let builder = AttentionSpec::builder(q_heads, kv_heads, dim).q_dtype(q_dtype).kv_dtype(kv_dtype);
+            specs.push((format!("{q_heads}-{kv_heads}-{dim}-{q_dtype}-{kv_dtype}"), builder.build()?));
+        }
+    }
+    let half = || AttentionSpec::builder(8, 2, 64).q_dtype(Dtype::F16).kv_dtype(Dtype::F16);
+    let all = |mask| {
+        let builder = half().window(100, 3).softcap(30.0).sinks(true).alibi(&alibi_slopes(8));
+        builder.qk_norm(1e-6).rope(Rope::new(32)).mask(mask)
+    };
+    let features = [
+        ("window", half().window(100, None)),
+        ("softcap", half().softcap(30.0)),
+        ("sinks", half().sinks(true)),
+        ("alibi", half().alibi(&alibi_slopes(8))),
+        ("norm", half().qk_norm(1e-6)),
+        ("rope", half().rope(Rope { pairing: Pairing::Interleaved, ..Rope::new(64) })),
+        ("tree", all(Mask::Tree)),
+        ("keep", all(Mask::Keep)),
+        ("add", all(Mask::Add)),
+        ("mla", AttentionSpec::builder(16, 1, 576).v_in_k(512)),
+    ];
+    for (name, builder) in features {
+        specs.push((name.to_owned(), builder.build()?));
+    }
+    Ok(specs)
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("name a folder")?;
@@ -14,20 +48,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let software = Caps { subgroup: Some((8, 8)), software: true, ..minimal.clone() };
     let mut texts = BTreeMap::new();
     for (adapter, caps) in [("minimal", minimal), ("gpu", gpu), ("software", software)] {
-        for (q_heads, kv_heads, dim) in [(32, 32, 64), (32, 8, 128), (71, 1, 80), (9, 3, 33)] {
-            for (q_dtype, kv_dtype) in
-                [(Dtype::F32, Dtype::F32), (Dtype::F16, Dtype::F16), (Dtype::F32, Dtype::Bf16)]
-            {
-                let spec = AttentionSpec::builder(q_heads, kv_heads, dim)
-                    .q_dtype(q_dtype)
-                    .kv_dtype(kv_dtype)
-                    .build()?;
-                for variant in Plan::new(&spec, &caps, &Options::default())?.variants() {
-                    let kernel = variant.kernel;
-                    let name =
-                        format!("{kernel}-{adapter}-{q_heads}-{kv_heads}-{dim}-{q_dtype}-{kv_dtype}.wgsl");
-                    texts.insert(name, link(variant, Compiler::Tint).text);
-                }
+        for (name, spec) in specs()? {
+            let plan = Plan::new(&spec, &caps, &Options::default())?;
+            let merge = plan.merge();
+            for variant in plan.variants().into_iter().chain([&merge]) {
+                let file = format!("{}-{adapter}-{name}.wgsl", variant.kernel);
+                texts.insert(file, link(variant, Compiler::Tint).text);
             }
         }
     }

@@ -15,6 +15,9 @@
 //! | a conversation | [`KvCache::open`], at its end [`KvCache::close`] | once per sequence |
 //! | new tokens | [`KvCache::extend`], [`Attention::prepare`] | once per forward call |
 //! | their K, V and queries of a layer | [`Attention::append`], [`Attention::record`] | once per layer |
+//! | sinks, weights of q and k norms | [`Attention::set_weights`] | once per layer of a model |
+//! | a dense mask | [`Attention::mask`] | once per forward call |
+//! | partial results of the same queries | [`Merge`] | as often as you like |
 //!
 //! The library never submits, polls, blocks or maps, and [`Attention::record`] creates no buffer and compiles nothing.
 //!

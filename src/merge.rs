@@ -17,6 +17,28 @@ use crate::spec::AttentionSpec;
 /// `l = ln(exp(l1) + exp(l2))`, `out = out1 exp(l1 - l) + out2 exp(l2 - l)` (FlashInfer, arXiv 2501.01005): commutative, and
 /// associative to rounding. A row whose LSE is -inf has seen no key and changes nothing. Sinks take part once: results that are
 /// to be merged come from specs without, but for one. [`reference::merge`](crate::reference::merge) is the definition.
+///
+/// ```
+/// # use gqa::{AttentionSpec, Layout, Merge, MergeLayout, Partial};
+/// # let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+/// # let tensor = |elements: u64| {
+/// #     let usage = wgpu::BufferUsages::STORAGE;
+/// #     let descriptor = wgpu::BufferDescriptor { label: None, size: elements * 4, usage, mapped_at_creation: false };
+/// #     device.create_buffer(&descriptor)
+/// # };
+/// # let (prefix_out, prefix_lse, out, lse) = (tensor(7 * 8 * 64), tensor(7 * 8), tensor(7 * 8 * 64), tensor(7 * 8));
+/// let spec = AttentionSpec::builder(8, 2, 64).build()?;
+/// let merge = Merge::new(&device, &spec)?;
+/// let layout = MergeLayout { tokens: 7, out: Layout::tokens_heads(8, 64), lse: Layout::tokens_heads(8, 1) };
+/// let step = merge.prepare(&layout)?;
+/// let mut encoder = device.create_command_encoder(&Default::default());
+/// let part = |out, lse| Partial {
+///     out: wgpu::Buffer::as_entire_buffer_binding(out),
+///     lse: wgpu::Buffer::as_entire_buffer_binding(lse),
+/// };
+/// merge.record(&mut encoder, &step, &part(&prefix_out, &prefix_lse), &part(&out, &lse))?;
+/// # Ok::<(), gqa::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Merge {
     device: wgpu::Device,

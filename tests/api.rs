@@ -3,7 +3,7 @@
 
 use gqa::{
     Attention, AttentionSpec, Batch, CacheShape, Dtype, Error, Family, Io, KvCache, Layout, MAX_HEAD_DIM,
-    NewKv, Options, Sequence,
+    NewKv, Options, Rope, Sequence,
 };
 
 fn device() -> (wgpu::Device, wgpu::Queue) {
@@ -298,4 +298,33 @@ fn a_step_too_large_for_the_device() {
     let spec = AttentionSpec::builder(10, 10, 1).build().unwrap();
     let heads = Attention::new(&open(few).0, spec, Options::default()).unwrap_err();
     assert!(matches!(heads, Error::Limit { needed: 10, found: 9, .. }));
+}
+
+/// As in Gemma: layers with and without a window, each kind with a RoPE of its own, over one cache.
+#[test]
+fn several_kinds_of_layers_share_a_cache() {
+    let (device, queue) = device();
+    let kind = |window, theta| {
+        let rope = Rope { theta, ..Rope::new(16) };
+        AttentionSpec::builder(6, 2, 16).window(window, None).rope(rope).build().unwrap()
+    };
+    let (local, global) = (kind(Some(511), 1e4), kind(None, 1e6));
+    let [local_layers, global_layers] =
+        [&local, &global].map(|spec| Attention::new(&device, spec.clone(), Options::default()).unwrap());
+    let mut cache = KvCache::new(&device, &local, SHAPE).unwrap();
+    let id = cache.open().unwrap();
+    cache.extend(&[(id, 10)]).unwrap();
+    let sequences = [Sequence::new(id, 10)];
+    let tensor = buffer(&device, 10 * 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
+    let out = buffer(&device, 10 * 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
+    let whole = wgpu::Buffer::as_entire_buffer_binding;
+    let mut encoder = device.create_command_encoder(&Default::default());
+    for (layer, (attention, spec)) in [(&local_layers, &local), (&global_layers, &global)].iter().enumerate()
+    {
+        let step = attention.prepare(&queue, &cache, &Batch::new(spec, &sequences)).unwrap();
+        let new = NewKv { k: whole(&tensor), v: whole(&tensor) };
+        assert_eq!(attention.append(&mut encoder, &step, layer as u32, new), Ok(()));
+        let io = Io { q: whole(&tensor), out: whole(&out), lse: None };
+        assert_eq!(attention.record(&mut encoder, &step, layer as u32, io), Ok(()));
+    }
 }

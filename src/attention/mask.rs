@@ -13,6 +13,27 @@ impl Attention {
     /// the first [`Self::record`], or again where the next layer has another mask. [`Batch::mask`](crate::Batch::mask) says where
     /// its elements lie: bytes for [`Mask::Keep`], numbers of the spec's `q_dtype` for [`Mask::Add`].
     ///
+    /// ```
+    /// # use gqa::{Attention, AttentionSpec, Batch, CacheShape, KvCache, Mask, MaskLayout, Options, Sequence};
+    /// # let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    /// # let size = 2 * 50 * 50;
+    /// # let usage = wgpu::BufferUsages::STORAGE;
+    /// # let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+    /// # let mask = device.create_buffer(&descriptor);
+    /// let spec = AttentionSpec::builder(8, 2, 64).mask(Mask::Keep).causal(false).build()?;
+    /// let attention = Attention::new(&device, spec.clone(), Options::default())?;
+    /// let mut cache = KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 2, capacity: 50 })?;
+    /// let (a, b) = (cache.open()?, cache.open()?);
+    /// cache.extend(&[(a, 50), (b, 50)])?;
+    /// // One mask of 50 x 50 bytes for each sequence, the same for all heads.
+    /// let sequences = [Sequence::new(a, 50), Sequence::new(b, 50)];
+    /// let batch = Batch::new(&spec, &sequences).with_mask(MaskLayout::dense([2, 1, 50, 50]));
+    /// let step = attention.prepare(&queue, &cache, &batch)?;
+    /// let mut encoder = device.create_command_encoder(&Default::default());
+    /// attention.mask(&mut encoder, &step, mask.as_entire_buffer_binding())?;
+    /// # Ok::<(), gqa::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Field`] when the spec has no dense mask or the step is another attention's, [`Error::Buffer`].
     pub fn mask(

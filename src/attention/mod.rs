@@ -92,6 +92,16 @@ impl Attention {
 
     /// Sets what `layer` has learned, where the spec [has weights](AttentionSpec::has_weights): once, before the layer is recorded.
     ///
+    /// ```
+    /// # use gqa::{Attention, AttentionSpec, LayerWeights, Options, Rope};
+    /// # let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    /// // As in gpt-oss: a sink for each of 64 query heads, every second layer with a window.
+    /// let spec = AttentionSpec::builder(64, 8, 64).sinks(true).window(127, None).rope(Rope::new(64)).build()?;
+    /// let mut attention = Attention::new(&device, spec, Options::default())?;
+    /// attention.set_weights(0, &LayerWeights { sinks: &[0.5; 64], ..LayerWeights::default() })?;
+    /// # Ok::<(), gqa::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Field`] for a wrong length or number, or a spec without weights; [`Error::OutOfMemory`].
     pub fn set_weights(&mut self, layer: u32, weights: &LayerWeights<'_>) -> Result<(), Error> {
