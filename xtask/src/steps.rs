@@ -52,7 +52,7 @@ fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
     ];
     if !quick {
         let command =
-            setup::gqa(&["verify", "--adapter", "all", "--seed", "9600", "--count", "96", "--laws", "0"]);
+            setup::gqa(&["verify", "--adapter", "all", "--seed", "9600", "--count", "500", "--laws", "0"]);
         steps.push(Step { name: "verify", command });
     }
     steps
