@@ -12,7 +12,7 @@ use gqa::wgpu;
 
 use crate::Failure;
 use crate::adapter::AdapterArgs;
-use crate::case::{Case, CaseError, Expected};
+use crate::case::{Case, Expected};
 use report::{Check, Counts, Figures, Report, Source, Status};
 
 /// Largest case file that is read.
@@ -113,10 +113,10 @@ struct Call<'a> {
 impl Call<'_> {
     /// A report for each adapter, or one where the file itself cannot be run.
     fn reports(&self, gpus: &[Gpu]) -> Result<Vec<Report>, Failure> {
-        let without = |status, reason| Report {
+        let bad = |reason| Report {
             file: self.path.display().to_string(),
             adapter: None,
-            status,
+            status: Status::Bad,
             reason: Some(reason),
             figures: None,
         };
@@ -124,15 +124,14 @@ impl Call<'_> {
             let [dtype, kv_dtype] = self.dtypes(case);
             case.problem(dtype, kv_dtype)
         };
-        let case =
-            read(self.path).and_then(|bytes| Case::parse(&bytes).map_err(|e| (status(&e), e.to_string())));
-        let both = case.and_then(|case| match problem(&case) {
-            Ok(problem) => Ok((case, problem)),
-            Err(e) => Err((status(&e), e.to_string())),
+        let both = read(self.path).and_then(|bytes| {
+            let case = Case::parse(&bytes).map_err(text)?;
+            let problem = problem(&case).map_err(text)?;
+            Ok((case, problem))
         });
         match both {
             Ok((case, problem)) => gpus.iter().map(|gpu| self.report(gpu, &case, &problem)).collect(),
-            Err((status, reason)) => Ok(vec![without(status, reason)]),
+            Err(reason) => Ok(vec![bad(reason)]),
         }
     }
 
@@ -215,28 +214,23 @@ impl Call<'_> {
     }
 }
 
-/// What an error says of the file.
-fn status(error: &CaseError) -> Status {
-    match error {
-        CaseError::Unsupported(_) => Status::Unsupported,
-        _ => Status::Bad,
-    }
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 /// The bytes of a file, whose size is checked before.
-fn read(path: &Path) -> Result<Vec<u8>, (Status, String)> {
-    let bad = |why: String| (Status::Bad, why);
-    let meta = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?;
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let meta = std::fs::metadata(path).map_err(text)?;
     if !meta.is_file() {
-        return Err(bad("not a regular file".to_owned()));
+        return Err("not a regular file".to_owned());
     }
     if meta.len() > MAX_FILE {
-        return Err(bad(format!("it has {} bytes, more than {MAX_FILE}", meta.len())));
+        return Err(format!("it has {} bytes, more than {MAX_FILE}", meta.len()));
     }
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| bad(e.to_string()))?;
+    let file = std::fs::File::open(path).map_err(text)?;
     // It may have grown since.
-    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|e| bad(e.to_string()))?;
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(text)?;
     Ok(bytes)
 }
 
@@ -271,6 +265,7 @@ fn fits(gpu: &Gpu, problem: &Problem) -> Result<(), String> {
         ("v", problem.sequences.iter().map(|s| s.v.len()).sum::<usize>() * size),
         ("out", rows * spec.v_head_dim() as usize * size),
         ("lse", rows * 4),
+        ("mask", problem.mask.as_ref().map_or(0, |mask| mask.values.len()) * size),
     ];
     match sizes.iter().find(|(_, size)| *size as u64 > limit) {
         Some((name, size)) => {
@@ -282,7 +277,7 @@ fn fits(gpu: &Gpu, problem: &Problem) -> Result<(), String> {
 
 /// How far results may be from what the file expects: `out`, `lse`.
 ///
-/// Three things add error: f32 arithmetic; queries, keys and values that are stored with fewer bits than the file has;
+/// Three things add error: f32 arithmetic; queries, keys, values and masks that are stored with fewer bits than the file has;
 /// and 16-bit outputs, ours or those of whoever computed the expected ones. The largest counts, and values beyond 16
 /// scale it up.
 fn tolerances(case: &Case, problem: &Problem) -> [Tolerance; 2] {
@@ -290,7 +285,7 @@ fn tolerances(case: &Case, problem: &Problem) -> [Tolerance; 2] {
     let tolerance = |atol, rtol| Tolerance { atol, rtol };
     let worse = |a: Tolerance, b: Tolerance| tolerance(a.atol.max(b.atol), a.rtol.max(b.rtol));
     let outputs = |dtype: Dtype| match dtype {
-        Dtype::F32 => tolerance(2e-5, 2e-6),
+        Dtype::F32 => tolerance(1e-5, 2e-6),
         Dtype::F16 => tolerance(2e-3, 1e-3),
         Dtype::Bf16 => tolerance(1.6e-2, 8e-3),
     };
@@ -301,7 +296,8 @@ fn tolerances(case: &Case, problem: &Problem) -> [Tolerance; 2] {
         _ => outputs(Dtype::F32),
     };
     let [q_file, k_file, v_file] = case.stored;
-    let stored = [(q_file, q), (k_file, q), (v_file, q), (k_file, kv), (v_file, kv)];
+    let mask_file = case.stored_mask().unwrap_or(q);
+    let stored = [(q_file, q), (k_file, q), (v_file, q), (k_file, kv), (v_file, kv), (mask_file, q)];
     let base = stored.map(inputs).into_iter().fold(outputs(Dtype::F32), worse);
     // An expected lse is f32, but whoever works in 16 bits has logits of 16 bits.
     let of = |expected: &Option<Expected>| match expected {

@@ -36,16 +36,17 @@ impl Tensor<'_> {
         }
     }
 
-    /// Elements `from` to `from + count` as f32; none where the tensor holds no floats.
+    /// Elements `from` to `from + count` as f32: of floats, bytes and booleans; none of any other.
     pub(super) fn floats(&self, from: usize, count: usize) -> impl Iterator<Item = f32> {
         // Never 0, though there are types of fewer than 8 bits: a chunk must have a size.
         let size = (self.dtype.bitsize() / 8).max(1);
         let bytes = self.data.get(from * size..(from + count) * size).unwrap_or_default();
-        let float = self.float();
-        bytes.chunks_exact(size).filter_map(move |bytes| match (float, bytes) {
-            (Some(Float::F32), &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
-            (Some(Float::F16), &[a, b]) => Some(half::f16::from_le_bytes([a, b]).to_f32()),
-            (Some(Float::Bf16), &[a, b]) => Some(half::bf16::from_le_bytes([a, b]).to_f32()),
+        let dtype = self.dtype;
+        bytes.chunks_exact(size).filter_map(move |bytes| match (dtype, bytes) {
+            (Dtype::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
+            (Dtype::F16, &[a, b]) => Some(half::f16::from_le_bytes([a, b]).to_f32()),
+            (Dtype::BF16, &[a, b]) => Some(half::bf16::from_le_bytes([a, b]).to_f32()),
+            (Dtype::U8 | Dtype::BOOL, &[x]) => Some(f32::from(x)),
             _ => None,
         })
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 pub(super) enum Status {
     Pass,
     Fail,
-    /// A good case of something that this version, or this adapter, cannot do.
+    /// A good case of something that the library, or this adapter, cannot do.
     Unsupported,
     /// Not a case.
     Bad,
