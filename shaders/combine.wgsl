@@ -3,7 +3,7 @@
 // An invocation merges four columns of one row; a workgroup's invocations share nothing, so there is no barrier.
 // Workgroup (x: fours of all rows of the tile, y: KV head, z: item).
 //
-// Bindings: 0 work list, 4 outputs, 5 LSE, 6 states. Prelude: THREADS, V4.
+// Bindings: 0 work list, 4 outputs, 5 LSE, 6 states, 8 table (for sinks). Prelude: THREADS, V4.
 
 struct CombineItem {
     token: u32,

@@ -4,7 +4,8 @@
 // one key together and uses it for every row (q waits in workgroup memory). Values: an invocation owns four columns of all rows;
 // the V_TEAMS teams share out the keys of a tile. So a K/V element is fetched once for all rows.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
+// 9 fetch counter, the last three where a part uses them.
 // Prelude: THREADS (at least V4), ROWS, KEYS (a multiple of TEAMS and of 4), K4 = ceil(HEAD_DIM / 4), V4.
 // Part: `team_scores` (reduce_workgroup, reduce_subgroup) adds up a team's dot products and stores the logits.
 

@@ -3,9 +3,10 @@
 // A workgroup is one subgroup. It walks the keys of one item, LANES at a time, for all rows of the tile. A lane holds every
 // LANES-th group of four elements of q and o of all rows, loads its part of each key once and uses it for all rows.
 // Lane j keeps the logit of the block's key j, so that maximum, exponential and sum cost one vector operation for LANES keys.
-// No workgroup memory, so no barrier: on software adapters a barrier costs more than it shares.
+// No workgroup memory, so no barrier (but for the norms, once): on software adapters a barrier costs more than it shares.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
+// 9 fetch counter, the last three where a part uses them.
 // Prelude: LANES, ROWS, K4 = ceil(HEAD_DIM / 4), V4.
 
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;

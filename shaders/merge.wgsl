@@ -29,19 +29,26 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let at = params.lse_offset + token * params.lse_token + head * params.lse_head;
     let theirs = from_lse[at];
     let ours = into_lse[at];
+    let empty = ours == MINUS_INFINITY;
+    if theirs == MINUS_INFINITY && !empty {
+        return;
+    }
+    let first = params.out_offset + token * params.out_token + head * params.out_head;
     if theirs == MINUS_INFINITY {
+        // Neither has seen a key.
+        for (var element = 0u; element < V_HEAD_DIM; element++) {
+            store_out(first + element, 0.0);
+        }
         return;
     }
     // In base 2. `ours` may be -inf: its weight is then 0, and no arithmetic touches it.
     let l1 = bitcast<f32>(theirs) * LOG2_E;
-    let empty = ours == MINUS_INFINITY;
     let l2 = select(bitcast<f32>(ours) * LOG2_E, l1, empty);
     let top = max(l1, l2);
     let w1 = exp2(l1 - top);
     let w2 = select(exp2(l2 - top), 0.0, empty);
     let sum = w1 + w2;
     into_lse[at] = bitcast<u32>((top + log2(sum)) * LN_2);
-    let first = params.out_offset + token * params.out_token + head * params.out_head;
     for (var element = 0u; element < V_HEAD_DIM; element++) {
         let mine = select(load_out(first + element) * w2, 0.0, empty);
         store_out(first + element, (raw(first + element) * w1 + mine) / sum);

@@ -17,12 +17,16 @@ struct PackItem {
     source: u32,
 }
 
-struct PackWork {
+struct PackHead {
     items: u32,
     head_stride: u32,
     token_stride: u32,
     key_stride: u32,
-    list: array<PackItem>,
+}
+
+struct PackWork {
+    head: PackHead,
+    items: array<PackItem>,
 }
 
 @group(0) @binding(0) var<storage, read> work: PackWork;
@@ -35,16 +39,16 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let index = workgroup.y + workgroup.z * MAX_WORKGROUPS;
-    if index >= work.items {
+    if index >= work.head.items {
         return;
     }
-    let item = work.list[index];
+    let item = work.items[index];
     let words = item.heads * item.q_len * item.pitch;
     for (var i = workgroup.x * THREADS + thread; i < words; i += workgroups.x * THREADS) {
         let row = i / item.pitch;
         let key = i % item.pitch * KEYS;
-        let source = item.source + row / item.q_len * work.head_stride + row % item.q_len * work.token_stride
-            + key * work.key_stride;
+        let source = item.source + row / item.q_len * work.head.head_stride + row % item.q_len * work.head.token_stride
+            + key * work.head.key_stride;
         masks[item.word + i] = pack_word(source, min(KEYS, item.kv_len - key));
     }
 }

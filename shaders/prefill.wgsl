@@ -4,7 +4,8 @@
 // workgroup memory PART groups of four at a time and shared by all rows of the group. An invocation has a tile of 4 rows x 4 keys
 // of the scores, and 4 rows x every PART-th group of four columns of the output.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
+// 9 fetch counter, the last three where a part uses them.
 // Prelude: ROWS (a multiple of 4), KEYS = 32, THREADS = ROWS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
 const PART: u32 = 8u;

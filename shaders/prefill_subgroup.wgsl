@@ -1,10 +1,11 @@
 // Prefill, many rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
 // A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load a key together, each every LANES-th
-// group of four, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier.
+// group of four, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier (but for the norms, once).
 // The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
+// 9 fetch counter, the last three where a part uses them.
 // Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
 
 const ROWS_EACH: u32 = ROWS / LANES;

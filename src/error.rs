@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A field of the spec, the cache or the options lies outside what it may be.
+    /// A field of the spec, the batch, the options or such lies outside what it may be, or a call has been left out.
     #[error("{field} is {found}, but {needed}")]
     Field {
         /// The field's name, as in the API.
@@ -90,7 +90,7 @@ pub enum Error {
     /// A buffer view is too small, misaligned or lacks a usage.
     #[error("buffer {name}: {problem} (needed {needed}, found {found})")]
     Buffer {
-        /// Which view: `q`, `out`, `lse`, `new_k`, `new_v`.
+        /// Which view, as in the API: `q`, `new_k`, `mask`, `from.lse` ...
         name: &'static str,
         /// What is wrong.
         problem: &'static str,

@@ -99,8 +99,8 @@ pub use pages::SequenceId;
 pub use plan::{Family, Options, Plan};
 pub use rope::{Pairing, Rope, Scaling};
 pub use spec::{
-    AttentionSpec, Dtype, HIDES, MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, Mask, MaskLayout, SpecBuilder,
-    alibi_slopes,
+    AttentionSpec, Dtype, MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, Mask, MaskLayout, SpecBuilder,
+    alibi_slopes, hides,
 };
 pub use step::Step;
 pub use weights::LayerWeights;

@@ -10,6 +10,7 @@ use crate::pipeline::{Pipeline, bind};
 use crate::plan::{Options, Plan, WorkLists};
 use crate::shader::Variant;
 use crate::spec::AttentionSpec;
+use crate::step::unique_id;
 
 /// Merges partial results `(out, LSE)` of the same queries over different keys, on the GPU: for a prefix that several sequences
 /// share, for parts of a context on several devices.
@@ -41,6 +42,7 @@ use crate::spec::AttentionSpec;
 /// ```
 #[derive(Debug)]
 pub struct Merge {
+    id: u64,
     device: wgpu::Device,
     caps: Caps,
     variant: Variant,
@@ -70,6 +72,8 @@ pub struct Partial<'a> {
 /// A [`MergeLayout`] on the GPU, made by [`Merge::prepare`], used for every layer.
 #[derive(Debug)]
 pub struct MergeStep {
+    /// The merge that prepared it: another has other heads and dims.
+    merge: u64,
     params: wgpu::Buffer,
     grid: [u32; 3],
     needs: [u64; 2],
@@ -79,18 +83,18 @@ impl Merge {
     /// Compiles the kernel for the heads and dims of `spec`.
     ///
     /// # Errors
-    /// As [`Attention::new`](crate::Attention::new).
+    /// [`Error::Shader`] when the device refuses the kernel.
     pub fn new(device: &wgpu::Device, spec: &AttentionSpec) -> Result<Self, Error> {
         let caps = Caps::of(device);
         let variant = Plan::new(spec, &caps, &Options::default())?.merge();
         let pipeline = Pipeline::new(device, &variant, false)?;
-        Ok(Self { device: device.clone(), caps, variant, pipeline })
+        Ok(Self { id: unique_id(), device: device.clone(), caps, variant, pipeline })
     }
 
     /// Prepares merging rows that lie as `layout` says.
     ///
     /// # Errors
-    /// [`Error::Field`] for a layout that cannot be, [`Error::Limit`], [`Error::OutOfMemory`].
+    /// [`Error::Field`] for a layout that cannot be or too many rows, [`Error::OutOfMemory`].
     pub fn prepare(&self, layout: &MergeLayout) -> Result<MergeStep, Error> {
         let spec = &self.variant.spec;
         let MergeLayout { tokens, out, lse } = *layout;
@@ -117,6 +121,7 @@ impl Merge {
         }
         let usage = wgpu::BufferUsages::STORAGE;
         Ok(MergeStep {
+            merge: self.id,
             params: create_filled(&self.device, "gqa.merge", usage, bytemuck::bytes_of(&params))?,
             grid: WorkLists::grid(workgroups as usize, 1, self.caps.workgroups),
             needs: [out.extent(shape(spec.v_head_dim())), lse.extent(shape(1))],
@@ -126,7 +131,8 @@ impl Merge {
     /// Records `into := into + from`.
     ///
     /// # Errors
-    /// [`Error::Buffer`] for a view that is too small, misaligned, lacks a usage or has both roles.
+    /// [`Error::Field`] when another merge prepared the step, [`Error::Buffer`] for a view that is too small, misaligned, lacks a
+    /// usage or has both roles.
     pub fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -134,6 +140,9 @@ impl Merge {
         from: &Partial<'_>,
         into: &Partial<'_>,
     ) -> Result<(), Error> {
+        if step.merge != self.id {
+            return Err(Error::field("step", "prepared by another merge", "use the merge that prepared it"));
+        }
         let bytes = self.variant.spec.q_dtype().bytes();
         let [out, lse] = step.needs;
         let resources = [

@@ -5,8 +5,10 @@ use bytemuck::{Pod, Zeroable};
 /// Marks a [`WorkItem`] whose rows need no [`CombineItem`]: it writes the output itself.
 pub const WHOLE: u32 = u32::MAX;
 
-/// Keys of a tile in the map of a dense mask.
+/// Keys of a tile in the map of a dense mask, and of the tiles of kernels that stage keys: each asks for one kind.
 pub const MAP_KEYS: u32 = 32;
+/// Tiles whose kinds share a word of the map.
+pub const MAP_TILES: u32 = 16;
 
 /// What all items of a step share: the head of every work list. `Params` in `shaders/parts/params.wgsl`.
 ///
@@ -43,7 +45,7 @@ pub struct Params {
 }
 
 /// A tile of rows and a chunk of keys of one sequence, for every KV head: what one workgroup walks.
-/// `WorkItem` in `shaders/parts/work.wgsl`.
+/// `WorkItem` in `shaders/parts/item.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct WorkItem {
@@ -111,7 +113,7 @@ pub struct AppendItem {
     pub cache_row: u32,
 }
 
-/// Head of the work list of `pack`: strides of the caller's mask, in elements. Part of `PackWork` in `shaders/pack.wgsl`.
+/// Head of the work list of `pack`: strides of the caller's mask, in elements. `PackHead` in `shaders/pack.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct PackHead {
@@ -135,7 +137,7 @@ pub struct PackItem {
     pub pitch: u32,
     /// Planes: 1 where heads share one.
     pub heads: u32,
-    /// Query tokens.
+    /// Query tokens: 1 where they share a row.
     pub q_len: u32,
     /// Keys.
     pub kv_len: u32,

@@ -28,7 +28,10 @@ impl Pipeline {
             device.create_shader_module(descriptor)
         } else {
             // SAFETY: every index is in range. Queries, outputs, LSE and new K/V: layouts are checked against the batch
-            // (`Batch::resolve`) and views against the layouts (`Caps::view`). Masks and maps: sized by the plan that numbers them, and read only where a key is visible. Tables: laid out by the spec. Cache rows: sequences and lengths come from
+            // (`Batch::resolve`) and views against the layouts (`Caps::view`). Masks, trees and maps:
+            // words are counted where they are numbered (`Masks`, `place_maps`), a caller's mask is viewed up to its last element
+            // (`MaskLayout::index`), and kernels ask only for rows and keys of the item. Documents are spans of their sequence.
+            // Tables: laid out by the spec. `Merge::prepare` checks its layouts itself. Cache rows: sequences and lengths come from
             // `SequenceTable`, which keeps them within the buffers. States: sized by the plan that numbers them. Work lists:
             // items are counted in their head. Loops run over these same bounds, so they end. The tests run every kernel
             // checked and unchecked.

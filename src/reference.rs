@@ -1,6 +1,6 @@
 //! The definition: attention in f64, in plain loops. Every kernel is measured against it.
 
-use crate::spec::{AttentionSpec, HIDES};
+use crate::spec::{AttentionSpec, hides};
 use crate::weights::LayerWeights;
 
 /// One sequence: queries as they come, keys and values as they are stored, dense.
@@ -91,8 +91,8 @@ impl Problem<'_> {
             match spec.mask() {
                 crate::Mask::Keep => visible &= value != 0.0,
                 _ => {
-                    visible &= value > HIDES;
-                    bias += f64::from(value);
+                    visible &= value > hides(spec.q_dtype());
+                    bias += f64::from(value.min(1e38));
                 }
             }
         }
@@ -149,12 +149,16 @@ pub fn attention(spec: &AttentionSpec, problem: &Problem<'_>) -> Answer {
                 }
                 let scale = f64::from(spec.scale());
                 let mut logit = scale * dot;
+                size *= scale.abs();
                 if let Some(cap) = spec.softcap().map(f64::from) {
-                    logit = cap * (logit / cap).tanh();
+                    // An error before the cap counts as much as the slope there.
+                    let bent = (logit / cap).tanh();
+                    size = size * (1.0 - bent * bent) + cap * bent.abs();
+                    logit = cap * bent;
                 }
                 keys.push(key);
                 logits.push(logit + bias);
-                sizes.push(scale.abs() * size + bias.abs());
+                sizes.push(size + bias.abs());
             }
             let sink = match spec.sinks() && !keys.is_empty() {
                 true => f64::from(problem.weights.sinks[head]),

@@ -249,6 +249,15 @@ fn merges() {
         ("into.lse", record(part(0, &buffers[1]), part(2, &small))),
     ];
     assert_names(views);
+
+    // A step of smaller heads would let the kernel write behind the views.
+    let wider = Merge::new(&device, &AttentionSpec::builder(32, 8, 128).build().unwrap()).unwrap();
+    let [from, into] = [0, 2].map(|i| Partial {
+        out: buffers[i].as_entire_buffer_binding(),
+        lse: buffers[i + 1].as_entire_buffer_binding(),
+    });
+    let mut encoder = device.create_command_encoder(&Default::default());
+    assert_names(vec![("step", wider.record(&mut encoder, &step, &from, &into))]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn hidden_tiles_of_a_dense_mask_are_not_read() {
                 _ => hides,
             };
             let values = (0..q_len * kv_len).map(value).collect();
-            problem.mask = Some(ProblemMask { extents: [1, 1, q_len, kv_len], values });
+            problem.mask = Some(ProblemMask { extents: [1, 1, q_len, kv_len], values, gaps: false });
             for family in FAMILIES {
                 let mut runner = counting(&gpu, &spec, family);
                 let rows = runner.attention().plan().prefill().tile.rows;
@@ -126,7 +126,7 @@ fn rows_that_see_nothing() {
             problem.sequences[0].history = 36;
             let rows_seen = match mask {
                 Mask::Tree => {
-                    // Every draft sees the past; the window hides it from the last two.
+                    // Every draft sees the past; the window hides it from the last.
                     problem.sequences[0].tree = Some(vec![1, 1, 0, 0]);
                     [true, true, true, false]
                 }
@@ -134,7 +134,7 @@ fn rows_that_see_nothing() {
                     let hides = if mask == Mask::Keep { 0.0 } else { f32::MIN };
                     let shows = if mask == Mask::Keep { 1.0 } else { 0.0 };
                     let values = (0..160).map(|i| if i / 40 == 1 { hides } else { shows }).collect();
-                    problem.mask = Some(ProblemMask { extents: [1, 1, 4, 40], values });
+                    problem.mask = Some(ProblemMask { extents: [1, 1, 4, 40], values, gaps: false });
                     [true, false, true, true]
                 }
             };
@@ -148,6 +148,9 @@ fn rows_that_see_nothing() {
         }
     }
 }
+
+/// The column of the values that has outliers.
+const OUTLIERS: usize = 5;
 
 /// Logits of +-1e4 by the data, values with outliers of 1e3, a scale of 1e-30: no NaN, and within tolerance.
 #[test]
@@ -170,16 +173,49 @@ fn extremes_with_every_feature() {
                 for x in s.q.iter_mut().chain(&mut s.k) {
                     *x = Dtype::F16.round(*x * magnitude);
                 }
-                for x in s.v.iter_mut().step_by(101) {
-                    *x = 1e3;
+                // Outliers in one column: the others are held to their own size.
+                for value in s.v.chunks_mut(16).step_by(7) {
+                    value[OUTLIERS] = 1e3;
                 }
                 if spec.sinks() {
                     problem.weights.sinks = vec![1e4, -1e4, 0.0, 3.0, 1e30, -1e30];
                 }
                 if spec.mask() == Mask::Add {
                     let values = (0..150).map(|i| [1e4, -1e4, 0.0, -1e30][i % 4]).collect();
-                    problem.mask = Some(ProblemMask { extents: [1, 1, 1, 150], values });
+                    problem.mask = Some(ProblemMask { extents: [1, 1, 1, 150], values, gaps: false });
                 }
+                problem
+            });
+            let outputs = hold(&gpu, &problems);
+            for (problem, output) in problems.iter().cycle().zip(&outputs) {
+                let answer = &problem.answers(output.keys.as_deref())[0];
+                let ordinary = |i: &usize| i % 16 != OUTLIERS;
+                let places: Vec<usize> = (0..answer.out.len()).filter(ordinary).collect();
+                let got: Vec<f32> = places.iter().map(|i| output.out[0][*i]).collect();
+                let expected: Vec<f64> = places.iter().map(|i| answer.out[*i]).collect();
+                let tolerance = Tolerance::of_output(&spec, 2.0, answer.magnitude);
+                let mismatch = compare(&got, &expected, tolerance);
+                assert!(mismatch.passes(), "{}, {spec}: {mismatch}", gpu.name());
+            }
+        }
+    }
+}
+
+/// Angles are exact at any position, before the first key and hundreds of millions behind the last; and the norm's epsilon counts.
+#[test]
+fn queries_turn_at_any_position() {
+    for gpu in gpus() {
+        for pairing in [Pairing::Half, Pairing::Interleaved] {
+            let rope = Rope { pairing, first: 2, ..Rope::new(12) };
+            let spec = plain().causal(false).rope(rope).qk_norm(0.5).build().unwrap();
+            let problems = [-3, 70_000, 100_000, 1 << 28].map(|q_start| {
+                let mut problem = problem(&spec, 5, 40);
+                problem.sequences[0].q_start = Some(q_start);
+                // A row of nothing: only epsilon keeps it from being divided by zero.
+                problem.sequences[0].q[..16].fill(0.0);
+                problem.sequences[0].k[32..48].fill(0.0);
+                problem.weights.q_norm = (0..16).map(|i| 1.0 + i as f32 / 16.0).collect();
+                problem.weights.k_norm = (0..16).map(|i| 2.0 - i as f32 / 16.0).collect();
                 problem
             });
             hold(&gpu, &problems);

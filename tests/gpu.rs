@@ -5,9 +5,10 @@ mod common;
 
 use common::{FAMILIES, gpus, problem, with};
 use gqa::verify::{
-    Arrangement, Gpu, LAWS, PER_SPEC, Problem, Runner, adapters, check, random_problem, random_setup, run,
+    Arrangement, Gpu, LAWS, Output, PER_SPEC, Problem, ProblemMask, Runner, Tolerance, adapters, check,
+    compare, merge, random_problem, random_setup, run,
 };
-use gqa::{AttentionSpec, Dtype, Family};
+use gqa::{AttentionSpec, Dtype, Family, Mask};
 
 #[test]
 fn random_problems() {
@@ -174,6 +175,26 @@ fn more_items_than_one_dispatch_dimension_holds() {
             let result = run(&gpu, &problem, &with(family)).and_then(|output| check(&problem, &output));
             assert_eq!(result, Ok(()), "{}, {family:?}", gpu.name());
         }
+
+        // Dense masks of more sequences, and of more words, than that; merging more rows.
+        let spec = AttentionSpec::builder(2, 1, 8).mask(Mask::Add).build().unwrap();
+        let mut problem = problem(&spec, 220, 230);
+        problem.sequences.extend((1..12).flat_map(|n| self::problem(&spec, 1, n).sequences));
+        let values =
+            (0..220 * 230).map(|i| if i % 7 < 3 { f32::NEG_INFINITY } else { (i % 5) as f32 }).collect();
+        problem.mask = Some(ProblemMask { extents: [1, 1, 220, 230], values, gaps: true });
+        let output = run(&gpu, &problem, &with(Family::Auto)).unwrap();
+        assert_eq!(check(&problem, &output), Ok(()), "{}", gpu.name());
+        let twice = [&output.lse[0][..], &output.lse[0]].concat();
+        let rows =
+            Output { out: vec![[&output.out[0][..], &output.out[0]].concat()], lse: vec![twice], ..output };
+        // A result merged with itself: the same output, twice the weight.
+        let merged = merge(&gpu, &spec, &rows, &rows).unwrap();
+        let doubled: Vec<f64> = rows.lse[0].iter().map(|x| f64::from(*x) + std::f64::consts::LN_2).collect();
+        let out: Vec<f64> = rows.out[0].iter().map(|x| f64::from(*x)).collect();
+        let [lse, out] = [(&merged.lse[0], doubled), (&merged.out[0], out)]
+            .map(|(got, expected)| compare(got, &expected, Tolerance::of_lse(1.0)));
+        assert!(lse.passes() && out.passes(), "{}: {lse}; {out}", gpu.name());
     }
 }
 

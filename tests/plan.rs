@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gqa::params::{WHOLE, WorkItem};
+use gqa::params::{MAP_KEYS, MAP_TILES, WHOLE, WorkItem};
 use gqa::plan::{StepAppend, StepSequence, Traffic, WorkLists};
-use gqa::{AttentionSpec, Caps, Dtype, Family, Options, Plan};
+use gqa::{AttentionSpec, Caps, Dtype, Family, Mask, Options, Plan};
 use proptest::prelude::*;
 
 fn caps() -> [Caps; 3] {
@@ -123,6 +123,25 @@ proptest! {
             }
         }
         prop_assert_eq!(merged, spans.len());
+    }
+
+    #[test]
+    fn maps_are_apart(spec in spec(), batch in batch(), adapter in 0usize..3, chunk in prop::option::of(1u32..300)) {
+        let spec = spec.to_builder().mask(Mask::Keep).build().unwrap();
+        let plan = Plan::new(&spec, &caps()[adapter], &Options { chunk, ..Options::default() }).unwrap();
+        // Tiles that kernels stage are the tiles of the map, or parts of them.
+        prop_assert!([plan.prefill(), plan.decode()].iter().all(|v| MAP_KEYS.is_multiple_of(v.tile.keys)));
+        let (batch, appends) = batch;
+        let lists = plan.work(&batch, &appends);
+        let mut next = 0;
+        let mut maps: Vec<_> = lists.prefill.iter().chain(&lists.decode).collect();
+        maps.sort_by_key(|item| (item.map, item.key_end - item.key_begin));
+        for item in maps {
+            prop_assert_eq!(u64::from(item.map), next, "maps overlap or leave gaps");
+            let words = (item.key_end - item.key_begin).div_ceil(MAP_KEYS).div_ceil(MAP_TILES);
+            next += u64::from(words * spec.kv_heads());
+        }
+        prop_assert_eq!(next, lists.map_words);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use gqa::params::{AppendItem, CombineItem, PackItem, Params, WorkItem};
+use gqa::params::{AppendItem, CombineItem, PackHead, PackItem, Params, WorkItem};
 use gqa::shader::{Compiler, Kernel, Variant, link};
 use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
 use naga::back::{glsl, hlsl, msl, spv};
@@ -66,6 +66,8 @@ fn specs() -> Vec<AttentionSpec> {
         let masks = [Mask::Tree, Mask::Keep, Mask::Add];
         let together = masks.into_iter().flat_map(|m| [all(plain(), m), all(plain().v_in_k(20), m)]);
         specs.extend(each.into_iter().chain(together).map(|builder| builder.build().unwrap()));
+        // The norms of a tile's rows are the last bytes that fit.
+        specs.push(AttentionSpec::builder(14, 1, 172).v_head_dim(4).qk_norm(1e-6).build().unwrap());
         specs.push(AttentionSpec::builder(16, 1, 576).v_in_k(512).q_dtype(dtype).build().unwrap());
     }
     specs
@@ -218,6 +220,7 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     assert_same_struct!(&append, AppendItem, token, tokens, slot, position, cache_row);
     let pack = module(plan.mask().unwrap().0);
     assert_same_struct!(&pack, PackItem, word, pitch, heads, q_len, kv_len, source);
+    assert_same_struct!(&pack, PackHead, items, head_stride, token_stride, key_stride);
 }
 
 #[test]

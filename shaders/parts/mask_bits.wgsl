@@ -1,11 +1,5 @@
 // A boolean mask, a bit for each key: 0 hides. Keys in front of column 0 are visible (a tree is about the new tokens only).
 
-@group(0) @binding(7) var<storage, read> masks: array<u32>;
-
-fn mask_row(item: WorkItem, head: u32, row: u32) -> u32 {
-    return item.mask + head * item.mask_head + row / GROUP * item.mask_token;
-}
-
 fn masked(logit: f32, row: Row, key: u32, kind: u32) -> f32 {
     // What arithmetic hides may have no bit.
     if kind == FULL || logit == HIDDEN {

@@ -5,10 +5,10 @@ struct Row {
     // Keys that causality, windows and the item let it see: begin to end.
     begin: u32,
     end: u32,
-    // Of its query, counted from the item's first key.
+    // Of its query, counted from key 0 of the sequence or document.
     position: i32,
     slope: f32,
-    // First word of its mask, and the mask's column of the item's first key.
+    // First word of its mask, and the mask's column of key 0.
     mask: u32,
     mask_key: i32,
 }

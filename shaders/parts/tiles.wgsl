@@ -1,10 +1,8 @@
-// The map of an item: two bits for each MAP_KEYS keys, for each KV head.
+// The map of an item: two bits for each MAP_KEYS keys, MAP_TILES of them in a word, for each KV head.
 
 const SKIP: u32 = 0u;
 const PARTIAL: u32 = 1u;
 const FULL: u32 = 2u;
-// Tiles in a word.
-const MAP_TILES: u32 = 16u;
 
 fn map_tiles(item: WorkItem) -> u32 {
     return (item.key_end - item.key_begin + MAP_KEYS - 1u) / MAP_KEYS;

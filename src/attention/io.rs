@@ -22,7 +22,7 @@ pub struct Io<'a> {
 pub struct NewKv<'a> {
     /// New keys, neither normalised nor turned where the spec asks for that.
     pub k: wgpu::BufferBinding<'a>,
-    /// New values; any buffer where values lie in keys.
+    /// New values. Where values lie in keys it is not read: give the new keys again.
     pub v: wgpu::BufferBinding<'a>,
 }
 

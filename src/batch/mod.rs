@@ -26,7 +26,7 @@ pub struct Sequence<'a> {
     pub new_token: Option<u32>,
     /// With [`Mask::Tree`](crate::Mask::Tree), a tree of draft tokens (speculative decoding): the queries are the last `q_len`
     /// tokens, at most 64, and bit `j` of word `i` says whether query `i` sees the `j`-th of them; it sees all keys before.
-    /// Causality and windows go by place in the sequence, as ever. Where the spec turns queries and keys, a token's position is
+    /// Causality, windows and ALiBi go by place in the sequence, as ever. Where the spec turns queries and keys, a token's position is
     /// that of the first draft token plus its depth: the number of draft tokens that it sees, itself not counted.
     pub tree: Option<&'a [u64]>,
     /// Lengths of the documents that the sequence is packed from, in order, all its tokens together: a query sees keys of its

@@ -240,7 +240,9 @@ impl Masks {
             _ => kv_len,
         };
         let word = self.words;
-        let plane = u64::from(q_len) * u64::from(pitch);
+        // One row where all tokens share it.
+        let rows = if layout.token_stride == 0 { q_len.min(1) } else { q_len };
+        let plane = u64::from(rows) * u64::from(pitch);
         self.words += u64::from(heads) * plane;
         if q_len > 0 && kv_len > 0 {
             self.extent = self.extent.max(layout.index([nth, heads - 1, q_len - 1, kv_len - 1]) + 1);
@@ -252,10 +254,11 @@ impl Masks {
         }
         if plane > 0 {
             let source = layout.index([nth, 0, 0, 0]) as u32;
-            self.pack.push(PackItem { word: word as u32, pitch, heads, q_len, kv_len, source });
+            self.pack.push(PackItem { word: word as u32, pitch, heads, q_len: rows, kv_len, source });
         }
         let head = if heads == 1 { 0 } else { plane as u32 };
-        Ok(MaskPlace { word: word as u32, head, token: pitch, key: 0 })
+        let token = if layout.token_stride == 0 { 0 } else { pitch };
+        Ok(MaskPlace { word: word as u32, head, token, key: 0 })
     }
 
     /// Makes room for a tree whose first token lies at `first`.

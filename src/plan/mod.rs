@@ -4,7 +4,7 @@ mod work;
 
 use crate::caps::Caps;
 use crate::error::Error;
-use crate::params::{AppendItem, CombineItem, WorkItem};
+use crate::params::{AppendItem, CombineItem, MAP_KEYS, WorkItem};
 use crate::shader::{BROADCAST_LANES, F16, Kernel, Tile, Variant, row_fours};
 use crate::spec::AttentionSpec;
 
@@ -237,21 +237,27 @@ fn subgroup_tiles(spec: &AttentionSpec, lanes: u32, reasons: &mut Vec<String>) -
 
 /// Kernels that share tiles in workgroup memory.
 fn portable_tiles(spec: &AttentionSpec, caps: &Caps, reasons: &mut Vec<String>) -> (Choice, Choice) {
+    // norm_rms.wgsl adds a number for each row, and arrays begin at multiples of 16.
+    let norm_bytes = |rows: u32| if spec.qk_norm().is_some() { (rows * 4).next_multiple_of(16) } else { 0 };
     // As in prefill.wgsl: q_part, kv_part (9 groups a row), weights, team.
-    let prefill_bytes = |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4;
+    let prefill_bytes =
+        |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4 + norm_bytes(rows);
     let rows = if prefill_bytes(64) <= caps.workgroup_memory && caps.invocations >= 128 { 64 } else { 32 };
     reasons.push(format!(
         "prefill: {rows} rows, because {} KiB of workgroup memory hold the parts of {}",
         caps.workgroup_memory / 1024,
         if rows == 64 { "64" } else { "32, not of 64" },
     ));
-    let prefill = (Kernel::Prefill, Tile { rows, keys: 32, threads: rows * 2 });
+    let prefill = (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 });
 
     // As in decode.wgsl and reduce_workgroup.wgsl: q_tile, scores, team_dots, row_max, merge.
-    let (k4, keys) = (row_fours(spec.head_dim()), 32);
+    let (k4, keys) = (row_fours(spec.head_dim()), MAP_KEYS);
     // An invocation for each four columns of a value.
     let threads = row_fours(spec.v_head_dim()).next_power_of_two().max(64);
-    let decode_bytes = |rows: u32| rows * (k4 * 16 + keys * 4 + threads * 4 + 4) + threads * 16 + threads * 4;
+    let decode_bytes = |rows: u32| {
+        let each = k4 * 16 + keys * 4 + threads * 4;
+        rows * each + (rows * 4).next_multiple_of(16) + threads * 16 + threads * 4 + norm_bytes(rows)
+    };
     let most = (1..=DECODE_ROWS).rev().find(|rows| decode_bytes(*rows) <= caps.workgroup_memory).unwrap_or(1);
     let group = spec.group();
     if group.div_ceil(most) > 2 * group.div_ceil(rows) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{AppendItem, CombineItem, Plan, WorkItem};
-use crate::params::{MAP_KEYS, WHOLE};
+use crate::params::{MAP_KEYS, MAP_TILES, WHOLE};
 use crate::spec::AttentionSpec;
 
 /// Keys below which a chunk is not worth a state of its own.
@@ -12,8 +12,6 @@ const MIN_CHUNK: u64 = 64;
 const MAX_STATE_BYTES: u64 = 64 << 20;
 /// New tokens that one workgroup appends.
 pub(super) const APPEND_RUN: u32 = 16;
-/// Tiles of a map that share a word.
-const MAP_TILES: u32 = 16;
 
 /// Where the mask of a sequence lies in the step's masks, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

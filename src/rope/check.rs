@@ -10,7 +10,6 @@ impl Rope {
     ///
     /// # Errors
     /// [`Error::Field`] names the first field that cannot be, as `rope.dim` or `rope.scaling.factor`.
-    // Specs do not carry a `Rope` yet: whoever adds it calls this, and removes the attribute.
     pub(crate) fn check(&self, head_dim: u32) -> Result<(), Error> {
         if !self.dim.is_multiple_of(2) || !(2..=head_dim).contains(&self.dim) {
             let needed = format!("it must be even, and lie in 2..={head_dim}");

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::{F16, Kernel, Source, TableLayout, Variant, row_fours, source};
-use crate::params::MAP_KEYS;
-use crate::spec::{Dtype, HIDES, Mask};
+use crate::params::{MAP_KEYS, MAP_TILES};
+use crate::spec::{Dtype, Mask, hides};
 
 /// How a kernel uses a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +97,7 @@ impl Variant {
             ("MAX_WORKGROUPS", self.workgroups),
             ("WHOLE", crate::params::WHOLE),
             ("MAP_KEYS", MAP_KEYS),
+            ("MAP_TILES", MAP_TILES),
             ("TABLE4", table.words / 4),
             ("SINKS_AT", table.sinks),
             ("SLOPES_AT", table.slopes),
@@ -123,7 +124,7 @@ impl Variant {
             ("CAP_LOG2", (cap * log2_e) as f32),
             ("EPSILON", spec.qk_norm().unwrap_or(0.0)),
             ("MAGNITUDE", rope.map_or(1.0, |r| r.magnitude()) as f32),
-            ("HIDES", HIDES),
+            ("HIDES", hides(spec.q_dtype())),
         ];
         for (name, value) in unsigned {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
@@ -216,6 +217,9 @@ impl Variant {
             Mask::Keep | Mask::Tree => source!("parts/mask_bits.wgsl"),
             Mask::Add => source!("parts/mask_add.wgsl"),
         });
+        if spec.mask() != Mask::None {
+            parts.push(source!("parts/masks.wgsl"));
+        }
         parts.push(match spec.mask().is_dense() {
             true => source!("parts/map.wgsl"),
             false => source!("parts/map_none.wgsl"),

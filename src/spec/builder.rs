@@ -24,7 +24,7 @@ impl SpecBuilder {
     }
     /// Elements of a value, where they differ from those of a key.
     pub fn v_head_dim(mut self, v_head_dim: u32) -> Self {
-        self.0.v_head_dim = v_head_dim;
+        (self.0.v_head_dim, self.0.v_in_k) = (v_head_dim, false);
         self
     }
     /// Values are the first `v_head_dim` elements of the keys; the cache has no values of its own.
@@ -52,7 +52,8 @@ impl SpecBuilder {
         self.0.softcap = Some(softcap);
         self
     }
-    /// ALiBi, with a slope for each query head: usually [`alibi_slopes`](super::alibi_slopes).
+    /// ALiBi, with a slope for each query head: usually [`alibi_slopes`](super::alibi_slopes). The bias is `-slope * (i - j)` for
+    /// later keys, too, which it favours: ALiBi is made for causal attention.
     pub fn alibi(mut self, slopes: &[f32]) -> Self {
         self.0.alibi = Some(slopes.to_vec());
         self
@@ -67,7 +68,7 @@ impl SpecBuilder {
         self.0.causal = causal;
         self
     }
-    /// A query sees `left` keys before its own position and, where given, `right` keys behind it. A model whose window counts
+    /// A query sees `left` keys before its own position and, where given, `right` keys after it. A model whose window counts
     /// the query's own key (Mistral, Gemma: "4096") has `left` one less.
     pub fn window(mut self, left: impl Into<Option<u32>>, right: impl Into<Option<u32>>) -> Self {
         (self.0.window_left, self.0.window_right) = (left.into(), right.into());

@@ -13,8 +13,8 @@ impl std::fmt::Display for AttentionSpec {
         match (self.window_left, self.window_right) {
             (None, None) => {}
             (Some(left), None) => write!(f, ", window {left} before")?,
-            (None, Some(right)) => write!(f, ", window {right} behind")?,
-            (Some(left), Some(right)) => write!(f, ", window {left} before {right} behind")?,
+            (None, Some(right)) => write!(f, ", window {right} after")?,
+            (Some(left), Some(right)) => write!(f, ", window {left} before {right} after")?,
         }
         if let Some(cap) = self.softcap {
             write!(f, ", softcap {cap}")?;

@@ -1,6 +1,11 @@
 //! Masks that are data. Those that are arithmetic (causal, windows, lengths, documents) need none of this.
 
-/// What decides, besides arithmetic, which keys a query sees. All masks of a spec combine by AND.
+use super::Dtype;
+
+/// What decides, besides arithmetic, which keys a query sees: both must let it.
+///
+/// A key that is hidden from a row still meets it with weight 0 where their tile of 32 keys is visible in part: its value must
+/// not be NaN or infinite. (A sequence that ends earlier needs no mask: it has a length.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mask {
     /// Nothing.
@@ -11,7 +16,8 @@ pub enum Mask {
     /// A dense boolean mask in GPU memory, a byte for each pair: 0 hides. [`Attention::mask`](crate::Attention::mask) packs it
     /// into bits.
     Keep,
-    /// A dense mask in GPU memory, stored as the queries are: added to the logit. -inf, and any number of -1e38 or less, hides.
+    /// A dense mask in GPU memory, stored as the queries are: added to the logit, where it is at most 1e38. [`hides`] and less
+    /// hides the key: -inf, and the least finite number of f16 or f32. A row of nothing else gives 0 and LSE -inf, not a mean.
     Add,
 }
 
@@ -22,8 +28,13 @@ impl Mask {
     }
 }
 
-/// Added to a logit, this and anything below hides the key: `torch.finfo(float32).min` means as much as -inf.
-pub const HIDES: f32 = -1e38;
+/// Added to a logit, this and anything below hides the key, as does NaN: models write `torch.finfo(dtype).min` for -inf.
+pub const fn hides(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => -65_504.0,
+        _ => -1e38,
+    }
+}
 
 /// Where the mask of a (sequence, query head, query token, key) lies, in elements; a stride of 0 broadcasts.
 ///

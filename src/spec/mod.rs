@@ -13,7 +13,7 @@ use crate::rope::Rope;
 pub use alibi::alibi_slopes;
 pub use builder::{MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, SpecBuilder};
 pub use dtype::Dtype;
-pub use mask::{HIDES, Mask, MaskLayout};
+pub use mask::{Mask, MaskLayout, hides};
 
 /// A validated attention problem: everything that kernels are compiled for. Made by [`AttentionSpec::builder`].
 ///

@@ -135,7 +135,7 @@ fn batch_of_one(gpu: &Gpu, seed: u64) -> Result<(), String> {
             [_, heads, tokens, keys] => {
                 let plane = (heads * tokens * keys) as usize;
                 let values = mask.values[nth * plane..(nth + 1) * plane].to_vec();
-                ProblemMask { extents: [1, heads, tokens, keys], values }
+                ProblemMask { extents: [1, heads, tokens, keys], values, gaps: false }
             }
         });
         let output = run(gpu, &Problem { sequences: vec![s.clone()], mask, ..problem.clone() }, &setup)?;
@@ -156,7 +156,7 @@ fn last_tokens(mask: &ProblemMask, sequences: &[ProblemSequence]) -> ProblemMask
             values.extend_from_slice(&mask.values[at..at + keys as usize]);
         }
     }
-    ProblemMask { extents: [sequences.len() as u32, heads, 1, keys], values }
+    ProblemMask { extents: [sequences.len() as u32, heads, 1, keys], values, gaps: false }
 }
 
 /// A problem of `seed`'s shape whose spec has nothing but heads, dims and storage, and `more`.

@@ -60,6 +60,8 @@ pub struct ProblemMask {
     pub extents: [u32; 4],
     /// Elements: rounded to `q_dtype` where they are added, 0 or 1 where they hide or keep.
     pub values: Vec<f32>,
+    /// Whether they lie apart on the device, with an offset, instead of dense.
+    pub gaps: bool,
 }
 
 /// What the layer has learned; empty where the spec has none.
@@ -149,8 +151,9 @@ impl Problem {
             kv_len: s.kv_len as usize,
             q_start: s.q_start.map_or(i64::from(s.kv_len) - i64::from(s.q_len), i64::from),
             mask: self.mask.as_ref().map(|mask| {
-                let MaskLayout { head_stride, token_stride, key_stride, .. } = mask.layout();
-                let first = mask.layout().index([nth as u32, 0, 0, 0]) as usize;
+                let dense = MaskLayout::dense(mask.extents);
+                let MaskLayout { head_stride, token_stride, key_stride, .. } = dense;
+                let first = dense.index([nth as u32, 0, 0, 0]) as usize;
                 reference::DenseMask {
                     values: &mask.values[first.min(mask.values.len())..],
                     strides: [head_stride, token_stride, key_stride].map(|stride| stride as usize),
@@ -164,17 +167,45 @@ impl Problem {
 }
 
 impl ProblemMask {
-    /// Where its elements lie.
+    /// Where its elements lie on the device.
     pub fn layout(&self) -> MaskLayout {
-        MaskLayout::dense(self.extents)
+        if !self.gaps {
+            return MaskLayout::dense(self.extents);
+        }
+        let [sequences, heads, tokens, keys] = self.extents;
+        let stride = |extent: u32, stride: u32| if extent == 1 { 0 } else { stride };
+        let token = 2 * keys + 1;
+        let head = token * tokens + 3;
+        MaskLayout {
+            offset: 5,
+            sequence_stride: stride(sequences, head * heads + 1),
+            head_stride: stride(heads, head),
+            token_stride: stride(tokens, token),
+            key_stride: stride(keys, 2),
+        }
     }
 
     /// As a device takes it: a byte for each element that hides or keeps, else numbers.
     pub(crate) fn bytes(&self, spec: &AttentionSpec) -> Vec<u8> {
-        match spec.mask() {
-            Mask::Keep => self.values.iter().map(|x| u8::from(*x != 0.0)).collect(),
-            _ => self.values.iter().flat_map(|x| encode(spec.q_dtype(), *x)).collect(),
+        let layout = self.layout();
+        let [sequences, heads, tokens, keys] = self.extents;
+        let encode = |x: f32| match spec.mask() {
+            Mask::Keep => vec![if x == 0.0 { 0 } else { 0x80 }],
+            _ => encode(spec.q_dtype(), x),
+        };
+        let size = encode(0.0).len();
+        let mut bytes = Vec::new();
+        let mut values = self.values.iter();
+        for row in 0..sequences * heads * tokens {
+            let (sequence, head, token) = (row / tokens / heads, row / tokens % heads, row % tokens);
+            for (key, x) in (0..keys).zip(&mut values) {
+                let at = layout.index([sequence, head, token, key]) as usize * size;
+                // Between the elements: what would show if it were read.
+                bytes.resize(bytes.len().max(at + size), 0xff);
+                bytes[at..at + size].copy_from_slice(&encode(*x));
+            }
         }
+        bytes
     }
 }
 

@@ -157,7 +157,7 @@ fn random_mask(rng: &mut Rng, problem: &Problem) -> Option<ProblemMask> {
             });
         }
     }
-    Some(ProblemMask { extents, values })
+    Some(ProblemMask { extents, values, gaps: rng.bool() })
 }
 
 fn random_weights(rng: &mut Rng, spec: &AttentionSpec) -> Weights {

@@ -185,8 +185,12 @@ impl Call<'_> {
             .append(&mut encoder, &step, LAYER, NewKv { k: whole(&new_k), v: whole(&new_v) })
             .map_err(text)?;
         if let Some(mask) = &problem.mask {
-            let mask = gpu.upload("gqa.verify.mask", &mask.bytes(spec));
-            attention.mask(&mut encoder, &step, whole(&mask)).map_err(text)?;
+            let bytes = mask.bytes(spec);
+            // Another mask first, as of the layer before: nothing of it may remain.
+            for bytes in [vec![0; bytes.len()], bytes] {
+                let mask = gpu.upload("gqa.verify.mask", &bytes);
+                attention.mask(&mut encoder, &step, whole(&mask)).map_err(text)?;
+            }
         }
         if let Some(counter) = attention.fetch_counter() {
             encoder.clear_buffer(counter, 0, None);

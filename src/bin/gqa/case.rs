@@ -155,8 +155,7 @@ impl Case {
     /// [`CaseError::Spec`].
     pub(crate) fn problem(&self, dtype: Dtype, kv_dtype: Dtype) -> Result<Problem, CaseError> {
         let round = |x: &[f32]| x.iter().map(|x| dtype.round(*x)).collect();
-        let mask =
-            |mask: &CaseMask| ProblemMask { extents: mask.mask.extents, values: round(&mask.mask.values) };
+        let mask = |mask: &CaseMask| ProblemMask { values: round(&mask.mask.values), ..mask.mask.clone() };
         let sequence = |s: &ProblemSequence| ProblemSequence {
             q: round(&s.q),
             k: round(&s.k),

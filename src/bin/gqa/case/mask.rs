@@ -57,7 +57,7 @@ impl CaseMask {
             }
         }
         let extents = [batch, heads, tokens, keys].map(|n| n as u32);
-        Ok(Self { kind, stored, mask: ProblemMask { extents, values } })
+        Ok(Self { kind, stored, mask: ProblemMask { extents, values, gaps: false } })
     }
 }
 

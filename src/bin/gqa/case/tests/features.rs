@@ -56,7 +56,7 @@ fn integers_keep_and_floats_are_added() {
         ),
     ];
     for (draft, kind, value, stored) in cases {
-        let expected = ProblemMask { extents: [1; 4], values: vec![value] };
+        let expected = ProblemMask { extents: [1; 4], values: vec![value], gaps: false };
         assert_eq!(mask(&draft, Dtype::F32), (kind, expected));
         assert_eq!(Case::parse(&draft.bytes()).unwrap().stored_mask(), stored);
     }
