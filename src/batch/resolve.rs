@@ -94,7 +94,7 @@ impl Batch<'_> {
                 (None, Some(tree)) => resolved.masks.tree(tree, whole.q_start),
                 (None, None) => MaskPlace { key: -(kv_len as i32), ..MaskPlace::default() },
             };
-            resolved.sequences.extend(s.documents(StepSequence { mask, ..whole })?);
+            resolved.sequences.extend(s.pieces(StepSequence { mask, ..whole })?);
             let new = StepAppend {
                 token: new_token,
                 len: s.new_len,
@@ -169,7 +169,7 @@ impl Sequence<'_> {
     }
 
     /// Each document apart, and the queries that lie in none. A sequence without documents is one.
-    fn documents(&self, whole: StepSequence) -> Result<Vec<StepSequence>, Error> {
+    fn pieces(&self, whole: StepSequence) -> Result<Vec<StepSequence>, Error> {
         let Some(lens) = self.documents else { return Ok(vec![whole]) };
         let total: u64 = lens.iter().map(|len| u64::from(*len)).sum();
         if total != u64::from(whole.kv_len) {
