@@ -1,17 +1,21 @@
-// Append: writes new keys and values into the cache: keys normalised and turned to their positions, both converted to the
-// cache's storage type, the padding of their rows zeroed.
-// Workgroup (x, z: run of tokens, y: KV head); an invocation writes whole words, so none is shared. Barrier: in `norm_rms`.
+// Append: writes new keys and values into the cache: keys normalised and turned to their positions, both rotated where the spec asks
+// for it, converted to the cache's storage types, the padding of their rows zeroed.
+// Workgroup (x, z: run of tokens, y: KV head). A run's rows are staged in workgroup memory; then an invocation stores whole units,
+// a word or a block with its header, so no word is shared.
 //
-// Bindings: 0 work list, 1 new keys, 2 new values, 3 keys, 4 values of the cache, 8 table.
-// Prelude: THREADS, ROWS (tokens of a run), K_WORDS and V_WORDS (32-bit words of a row). Parts: `turned` is an element of a new
-// key at its position, `encode_word` makes a word of the cache.
+// Linked as `embed`, the same brings queries into the form of a rotated cache: the heads are query heads, the cache is a buffer of
+// f32 rows (parts/slot_flat.wgsl).
+//
+// Bindings: 0 work list, 1 new keys, 2 new values, 3 keys, 4 values of the cache, 7 words, 8 table.
+// Prelude: THREADS, ROWS (tokens of a run), K_FORMAT and the like (parts/encode.wgsl), K_PITCH (elements of a staged row).
+// Parts: `turned` is an element of a new key at its position, `slot_row` its row in the cache.
 
 struct AppendItem {
     token: u32,
     tokens: u32,
     slot: u32,
     position: i32,
-    cache_row: u32,
+    pages: u32,
 }
 
 struct AppendWork {
@@ -31,7 +35,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let item = work.items[index];
     let kv_head = workgroup.y;
     let params = work.params;
-    let cache_row = item.cache_row + kv_head * params.slots + item.slot;
     let first = params.q_offset + item.token * params.q_token + kv_head * params.q_head;
 
     if NORM {
@@ -40,17 +43,36 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         norms_measured();
     }
-    for (var i = thread; i < item.tokens * K_WORDS; i += THREADS) {
-        let token = i / K_WORDS;
-        let element = (i % K_WORDS) * PER_WORD;
-        let source = first + token * params.q_token;
-        var x = vec2(0.0);
-        for (var e = 0u; e < PER_WORD; e++) {
-            if element + e < HEAD_DIM {
-                x[e] = turned(source, element + e, item.position + i32(token)) * norm_of(token);
-            }
+    for (var i = thread; i < item.tokens * K_PITCH; i += THREADS) {
+        let token = i / K_PITCH;
+        let element = i % K_PITCH;
+        var x = 0.0;
+        if element < HEAD_DIM {
+            x = turned(first + token * params.q_token, element, item.position + i32(token)) * norm_of(token);
         }
-        k_cache[(cache_row + token) * K_WORDS + i % K_WORDS] = encode_word(x);
+        rows[i] = x;
+    }
+    // The rows are whole.
+    workgroupBarrier();
+    rotate_rows(item.tokens, K_PITCH, HEAD_DIM, thread);
+    for (var i = thread; i < item.tokens * K_UNITS; i += THREADS) {
+        let token = i / K_UNITS;
+        let unit = i % K_UNITS;
+        store_k(slot_row(item, kv_head, token), token * K_PITCH, unit);
     }
     append_values(item, kv_head, thread);
+}
+
+// A unit of a key whose elements are staged from `first` on.
+fn store_k(row: u32, first: u32, unit: u32) {
+    if K_BLOCK == 1u {
+        k_cache[row * K_WORDS + unit] = encode_word(K_FORMAT, first + unit * K_PER_UNIT);
+        return;
+    }
+    let at = first + unit * K_PER_UNIT;
+    let header = measure_block(at, min(K_PER_UNIT, HEAD_DIM - unit * K_PER_UNIT), K_BITS);
+    k_cache[work.params.k_headers + row * K_UNITS + unit] = header;
+    for (var word = 0u; word < min(K_BITS, K_WORDS - unit * K_BITS); word++) {
+        k_cache[row * K_WORDS + unit * K_BITS + word] = block_word(at + word * (32u / K_BITS), header, K_BITS);
+    }
 }

@@ -2,10 +2,10 @@
 //   all rows see all of them unchanged: full;  none sees any: skip;  else partial
 // Workgroup (x, z: item, y: KV head); an invocation judges one tile at a time, sixteen meet in a word.
 //
-// Bindings: 0 the work list of the kernel that will use the map, 7 the step's masks.
+// Bindings: 0 the work list of the kernel that will use the map, 7 the step's words.
 // Prelude: THREADS (a multiple of MAP_TILES), MAP_KEYS. Part: `judge` (judge_bits, judge_add).
 
-@group(0) @binding(7) var<storage, read_write> masks: array<u32>;
+@group(0) @binding(7) var<storage, read_write> words: array<u32>;
 
 var<workgroup> kinds: array<u32, THREADS>;
 
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             for (var i = 0u; i < MAP_TILES; i++) {
                 word |= kinds[thread + i] << (2u * i);
             }
-            masks[map_word(item, kv_head, tile)] = word;
+            words[map_word(item, kv_head, tile)] = word;
         }
         // The next tiles overwrite them.
         workgroupBarrier();

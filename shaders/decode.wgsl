@@ -4,8 +4,8 @@
 // one key together and uses it for every row (q waits in workgroup memory). Values: an invocation owns four columns of all rows;
 // the V_TEAMS teams share out the keys of a tile. So a K/V element is fetched once for all rows.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
-// 9 fetch counter, the last three where a part uses them.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
+// 9 fetch counter, the last two where a part uses them.
 // Prelude: THREADS (at least V4), ROWS, KEYS (a multiple of TEAMS and of 4), K4 = ceil(HEAD_DIM / 4), V4.
 // Part: `team_scores` (reduce_workgroup, reduce_subgroup) adds up a team's dot products and stores the logits.
 
@@ -58,7 +58,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
             let key = tile + pass_key + team;
             var dots: array<f32, ROWS>;
             if key < item.key_end {
-                let cache_row = kv_row(item, kv_head, key);
+                let cache_row = kv_row(item.pages, kv_head, item.origin + key);
                 for (var c = lane; c < K4; c += TEAM) {
                     let k = load_k(cache_row, c);
                     for (var r = 0u; r < ROWS; r++) {
@@ -99,7 +99,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
 
         if v_team < V_TEAMS {
             for (var j = v_team; j < KEYS && tile + j < item.key_end; j += V_TEAMS) {
-                let v = load_v(kv_row(item, kv_head, tile + j), column);
+                let v = load_v(kv_row(item.pages, kv_head, item.origin + tile + j), column);
                 for (var r = 0u; r < ROWS; r++) {
                     let p = scores[r * KEYS + j] * grow[r];
                     o[r] += p * v;

@@ -5,8 +5,8 @@
 // Lane j keeps the logit of the block's key j, so that maximum, exponential and sum cost one vector operation for LANES keys.
 // No workgroup memory, so no barrier (but for the norms, once): on software adapters a barrier costs more than it shares.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
-// 9 fetch counter, the last three where a part uses them.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
+// 9 fetch counter, the last two where a part uses them.
 // Prelude: LANES, ROWS, K4 = ceil(HEAD_DIM / 4), V4.
 
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
@@ -40,13 +40,19 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    for (var block = item.key_begin; block < item.key_end; block += LANES) {
+    var count = 0u;
+    for (var block = item.key_begin; block < item.key_end; block += count) {
+        // A block lies in one page, and in one tile of the map.
+        let slot = item.origin + block;
+        count = min(min(LANES, item.key_end - block), kv_run(slot));
+        if MAPPED {
+            count = min(count, MAP_KEYS - (block - item.key_begin) % MAP_KEYS);
+        }
         let kind = tile_kind(item, kv_head, block);
         if kind == SKIP {
             continue;
         }
-        let count = min(LANES, item.key_end - block);
-        let cache_row = kv_row(item, kv_head, block);
+        let cache_row = kv_row(item.pages, kv_head, slot);
         // Lane j keeps the logit of key block + j.
         var s: array<f32, ROWS>;
         for (var j = 0u; j < count; j++) {
@@ -66,7 +72,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            s[r] = logit(s[r], rows[r], block + lane, kind);
+            // Lanes beyond the block hold none of its keys.
+            s[r] = select(HIDDEN, logit(s[r], rows[r], block + lane, kind), lane < count);
             let top = max(m[r], subgroupMax(s[r]));
             let shrink = exp2(m[r] - top);
             m[r] = top;

@@ -2,7 +2,7 @@
 // An invocation makes whole words, so none is shared and there is no barrier. Invocations of the x dimension share out the words
 // of one sequence; y, z: sequence.
 //
-// Bindings: 0 work list, 1 the mask, 7 the step's masks. Prelude: THREADS, Q_HEADS, MAX_WORKGROUPS, KEYS (keys of a word).
+// Bindings: 0 work list, 1 the mask, 7 the step's words. Prelude: THREADS, Q_HEADS, MAX_WORKGROUPS, KEYS (keys of a word).
 // Part: `pack_word` (pack_keep, pack_add) makes a word of some keys.
 
 struct PackItem {
@@ -30,7 +30,7 @@ struct PackWork {
 }
 
 @group(0) @binding(0) var<storage, read> work: PackWork;
-@group(0) @binding(7) var<storage, read_write> masks: array<u32>;
+@group(0) @binding(7) var<storage, read_write> words: array<u32>;
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -43,12 +43,12 @@ fn main(
         return;
     }
     let item = work.items[index];
-    let words = item.heads * item.q_len * item.pitch;
-    for (var i = workgroup.x * THREADS + thread; i < words; i += workgroups.x * THREADS) {
+    let count = item.heads * item.q_len * item.pitch;
+    for (var i = workgroup.x * THREADS + thread; i < count; i += workgroups.x * THREADS) {
         let row = i / item.pitch;
         let key = i % item.pitch * KEYS;
         let source = item.source + row / item.q_len * work.head.head_stride + row % item.q_len * work.head.token_stride
             + key * work.head.key_stride;
-        masks[item.word + i] = pack_word(source, min(KEYS, item.kv_len - key));
+        words[item.word + i] = pack_word(source, min(KEYS, item.kv_len - key));
     }
 }

@@ -4,8 +4,8 @@
 // workgroup memory PART groups of four at a time and shared by all rows of the group. An invocation has a tile of 4 rows x 4 keys
 // of the scores, and 4 rows x every PART-th group of four columns of the output.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
-// 9 fetch counter, the last three where a part uses them.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
+// 9 fetch counter, the last two where a part uses them.
 // Prelude: ROWS (a multiple of 4), KEYS = 32, THREADS = ROWS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
 const PART: u32 = 8u;
@@ -64,7 +64,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 let four = part * PART + i % PART;
                 var k = vec4(0.0);
                 if key < item.key_end && four < K4 {
-                    k = load_k(kv_row(item, kv_head, key), four);
+                    k = load_k(kv_row(item.pages, kv_head, item.origin + key), four);
                 }
                 kv_part[i / PART * PITCH + i % PART] = k;
             }
@@ -119,7 +119,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 let four = part * PART + i % PART;
                 var v = vec4(0.0);
                 if key < item.key_end && four < V4 {
-                    v = load_v(kv_row(item, kv_head, key), four);
+                    v = load_v(kv_row(item.pages, kv_head, item.origin + key), four);
                 }
                 kv_part[i / PART * PITCH + i % PART] = v;
             }

@@ -4,8 +4,8 @@
 // group of four, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier (but for the norms, once).
 // The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 masks, 8 table,
-// 9 fetch counter, the last three where a part uses them.
+// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
+// 9 fetch counter, the last two where a part uses them.
 // Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
 
 const ROWS_EACH: u32 = ROWS / LANES;
@@ -44,15 +44,22 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     }
 
     var kind = PARTIAL;
+    var cache_row = 0u;
+    var run = 0u;
     for (var key = item.key_begin; key < item.key_end; key++) {
         if MAPPED && (key - item.key_begin) % MAP_KEYS == 0u {
             kind = tile_kind(item, kv_head, key);
             if kind == SKIP {
                 key += MAP_KEYS - 1u;
+                run = 0u;
                 continue;
             }
         }
-        let cache_row = kv_row(item, kv_head, key);
+        // The page table is read once a page.
+        if run == 0u {
+            cache_row = kv_row(item.pages, kv_head, item.origin + key);
+            run = kv_run(item.origin + key);
+        }
         var sum: array<vec4<f32>, ROWS_EACH>;
         for (var i = 0u; i < K_PART; i++) {
             var part = vec4(0.0);
@@ -92,6 +99,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 }
             }
         }
+        cache_row++;
+        run--;
     }
 
     for (var r = 0u; r < ROWS_EACH; r++) {

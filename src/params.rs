@@ -2,8 +2,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Marks a [`WorkItem`] whose rows need no [`CombineItem`]: it writes the output itself.
-pub const WHOLE: u32 = u32::MAX;
+/// The [`WorkItem::state_stride`] of an item whose rows need no [`CombineItem`]: it writes the output itself.
+pub const WHOLE: u32 = 0;
+/// The [`WorkItem::list`] of an item whose rows are of one sequence.
+pub const NO_LIST: u32 = u32::MAX;
+/// Words of a token in the list of an item whose rows are of several sequences: token, place, position that it turns to.
+pub const LIST_WORDS: u32 = 3;
+/// Words of a part of a [`CombineItem`]: base and stride of its states.
+pub const PART_WORDS: u32 = 2;
 
 /// Keys of a tile in the map of a dense mask, and of the tiles of kernels that stage keys: each asks for one kind.
 pub const MAP_KEYS: u32 = 32;
@@ -18,8 +24,16 @@ pub const MAP_TILES: u32 = 16;
 pub struct Params {
     /// Items that follow.
     pub items: u32,
-    /// Slots of a sequence in the cache: rows from one KV head to the next.
+    /// Slots of a page: rows from one KV head to the next.
     pub slots: u32,
+    /// A slot's bits that tell its page begin here; 31 where a page is a whole sequence.
+    pub page_shift: u32,
+    /// The other bits of a slot: its place in the page.
+    pub page_mask: u32,
+    /// Where the headers of keys begin in their buffer, in words.
+    pub k_headers: u32,
+    /// Where the headers of values begin in theirs.
+    pub v_headers: u32,
     /// 1 where the LSE is wanted.
     pub lse: u32,
     /// First element of the queries (new keys in `append`).
@@ -40,7 +54,7 @@ pub struct Params {
     pub lse_token: u32,
     /// Between heads of the LSE.
     pub lse_head: u32,
-    /// Where the maps begin in the step's masks, in words.
+    /// Where the maps begin in the step's words.
     pub maps: u32,
 }
 
@@ -59,17 +73,17 @@ pub struct WorkItem {
     pub key_begin: u32,
     /// Past the last key.
     pub key_end: u32,
-    /// Keys of the sequence.
-    pub kv_len: u32,
     /// Position of the sequence's first query among its keys; negative where queries outnumber keys.
     pub q_start: i32,
-    /// The sequence's first row in the cache.
-    pub cache_row: u32,
-    /// Where the chunk's states go, in rows of the state buffer, or [`WHOLE`].
+    /// The sequence's page table in the step's words, less the pages that it no longer has in front (modulo 2^32).
+    pub pages: u32,
+    /// Row of the state buffer where the state of row 0 of KV head 0 would go (modulo 2^32).
     pub state: u32,
+    /// Rows of the state buffer from a KV head to the next, or [`WHOLE`].
+    pub state_stride: u32,
     /// Position in the sequence of key 0: more than 0 in a document that is not the first.
     pub origin: u32,
-    /// First word of its mask in the step's masks.
+    /// First word of its mask in the step's words.
     pub mask: u32,
     /// Words of the mask from a query head to the next; 0 where heads share it.
     pub mask_head: u32,
@@ -79,9 +93,11 @@ pub struct WorkItem {
     pub mask_key: i32,
     /// First word of its map, from [`Params::maps`] on.
     pub map: u32,
+    /// Where its rows are of several sequences, the list of their tokens in the step's words, else [`NO_LIST`].
+    pub list: u32,
 }
 
-/// A tile of rows whose chunks are to be merged, for every KV head. `CombineItem` in `shaders/combine.wgsl`.
+/// A tile of rows whose parts are to be merged, for every KV head. `CombineItem` in `shaders/parts/merge_states.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct CombineItem {
@@ -91,10 +107,10 @@ pub struct CombineItem {
     pub row_begin: u32,
     /// Past the last row.
     pub row_end: u32,
-    /// The first chunk's states, in rows of the state buffer.
-    pub state: u32,
-    /// Chunks: each is `kv_heads * (row_end - row_begin)` rows behind the one before.
-    pub chunks: u32,
+    /// First word of the parts: base and stride of each, as [`WorkItem::state`] and [`WorkItem::state_stride`].
+    pub parts: u32,
+    /// Parts.
+    pub count: u32,
 }
 
 /// A run of new tokens of one sequence. `AppendItem` in `shaders/append.wgsl`.
@@ -109,8 +125,8 @@ pub struct AppendItem {
     pub slot: u32,
     /// Position that the first is turned to.
     pub position: i32,
-    /// The sequence's first row in the cache.
-    pub cache_row: u32,
+    /// The sequence's page table, as [`WorkItem::pages`].
+    pub pages: u32,
 }
 
 /// Head of the work list of `pack`: strides of the caller's mask, in elements. `PackHead` in `shaders/pack.wgsl`.
@@ -131,7 +147,7 @@ pub struct PackHead {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct PackItem {
-    /// First word in the step's masks.
+    /// First word in the step's words.
     pub word: u32,
     /// Words of a query token.
     pub pitch: u32,

@@ -2,6 +2,6 @@
 
 fn tile_kind(item: WorkItem, kv_head: u32, key: u32) -> u32 {
     let tile = (key - item.key_begin) / MAP_KEYS;
-    let word = masks[map_word(item, kv_head, tile)];
+    let word = words[map_word(item, kv_head, tile)];
     return (word >> (tile % MAP_TILES * 2u)) & 3u;
 }

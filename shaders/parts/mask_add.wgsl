@@ -5,6 +5,6 @@ fn masked(logit: f32, row: Row, key: u32, kind: u32) -> f32 {
     if kind == FULL || logit == HIDDEN {
         return logit;
     }
-    let bias = bitcast<f32>(masks[row.mask + u32(i32(key) + row.mask_key)]);
+    let bias = bitcast<f32>(words[row.mask + u32(i32(key) + row.mask_key)]);
     return select(logit + bias, HIDDEN, bias == HIDDEN);
 }

@@ -9,6 +9,6 @@ fn masked(logit: f32, row: Row, key: u32, kind: u32) -> f32 {
     if column < 0 {
         return logit;
     }
-    let word = masks[row.mask + u32(column) / 32u];
+    let word = words[row.mask + u32(column) / 32u];
     return select(HIDDEN, logit, ((word >> (u32(column) % 32u)) & 1u) == 1u);
 }

@@ -4,6 +4,10 @@
 struct Params {
     items: u32,
     slots: u32,
+    page_shift: u32,
+    page_mask: u32,
+    k_headers: u32,
+    v_headers: u32,
     lse: u32,
     q_offset: u32,
     q_token: u32,

@@ -1,5 +1,5 @@
-// Position of a row's query in its sequence: one token after the other.
+// Position that a row's query turns to: one token after the other.
 
 fn query_position(item: WorkItem, row: u32) -> i32 {
-    return i32(item.origin) + item.q_start + i32(row / GROUP);
+    return i32(item.origin) + row_place(item, row);
 }

@@ -1,7 +1,7 @@
 // Queries as their logits need them: normalised, turned.
 
 fn query_source(item: WorkItem, kv_head: u32, row: u32) -> u32 {
-    return work.params.q_offset + (item.token + row / GROUP) * work.params.q_token
+    return work.params.q_offset + row_token(item, row) * work.params.q_token
         + query_head(kv_head, row) * work.params.q_head;
 }
 

@@ -19,7 +19,7 @@ fn row_of(item: WorkItem, kv_head: u32, row: u32) -> Row {
     if row >= item.row_end {
         return seen;
     }
-    seen.position = item.q_start + i32(row / GROUP);
+    seen.position = row_place(item, row);
     var end = i32(item.key_end);
     if CAUSAL {
         end = min(end, seen.position + 1);

@@ -16,10 +16,13 @@ struct Total {
     shrink: f32,
 }
 
-// Four columns of a finished row. A NaN among the keys that it sees stays NaN.
-fn finish_four(token: u32, head: u32, four: u32, o: vec4<f32>, sums: vec2<f32>) {
+// Four columns of a finished row, divided. A NaN among the keys that it sees stays NaN.
+fn finished(head: u32, o: vec4<f32>, sums: vec2<f32>) -> vec4<f32> {
     let total = with_sink(head, sums.x, sums.y);
-    let value = select(o * total.shrink / total.d, vec4(0.0), total.d == 0.0);
+    return select(o * total.shrink / total.d, vec4(0.0), total.d == 0.0);
+}
+
+fn store_four(token: u32, head: u32, four: u32, value: vec4<f32>) {
     let first = work.params.out_offset + token * work.params.out_token + head * work.params.out_head;
     for (var i = 0u; i < 4u; i++) {
         let element = four * 4u + i;
@@ -27,6 +30,10 @@ fn finish_four(token: u32, head: u32, four: u32, o: vec4<f32>, sums: vec2<f32>) 
             store_out(first + element, value[i]);
         }
     }
+}
+
+fn finish_four(token: u32, head: u32, four: u32, o: vec4<f32>, sums: vec2<f32>) {
+    store_four(token, head, four, finished(head, o, sums));
 }
 
 // log-sum-exp of a finished row, natural. -inf is stored as bits: WGSL has no portable infinity.

@@ -30,9 +30,16 @@ pub struct NewKv<'a> {
 #[derive(Debug, Clone)]
 pub struct Bindings {
     pub(super) stamp: u64,
+    pub(super) embed: Option<wgpu::BindGroup>,
+    pub(super) shards: Vec<ShardBindings>,
+    pub(super) combine: Option<wgpu::BindGroup>,
+}
+
+/// What reads one shard of the layer.
+#[derive(Debug, Clone)]
+pub(super) struct ShardBindings {
     pub(super) prefill: Option<wgpu::BindGroup>,
     pub(super) decode: Option<wgpu::BindGroup>,
-    pub(super) combine: Option<wgpu::BindGroup>,
 }
 
 impl Caps {

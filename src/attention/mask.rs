@@ -51,25 +51,24 @@ impl Attention {
             _ => self.plan.spec().q_dtype().bytes(),
         };
         let view = self.caps.view("mask", &mask, elements, bytes)?;
-        // Without queries or keys there is nothing to pack.
         step.masked.store(true, Ordering::Relaxed);
-        let Some(masks) = &step.masks else { return Ok(()) };
+        let words = step.buffers.words.as_entire_binding();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.mask"),
             timestamp_writes: None,
         });
         let mut dispatch = |pipeline: &Pipeline, launch: &Launch| {
-            if let Some((work, [x, y, z])) = launch.get() {
-                let resources =
-                    [(0, work.as_entire_binding()), (1, view.clone()), (7, masks.as_entire_binding())];
+            if let Some([x, y, z]) = launch.get() {
+                let resources = [(0, step.list(launch)), (1, view.clone()), (7, words.clone())];
                 pass.set_pipeline(&pipeline.pipeline);
                 pass.set_bind_group(0, &bind(&self.device, pipeline, &resources), &[]);
                 pass.dispatch_workgroups(x, y, z);
             }
         };
         dispatch(pack, &step.pack);
-        dispatch(classify, &step.prefill);
-        dispatch(classify, &step.decode);
+        for launch in step.attends() {
+            dispatch(classify, launch);
+        }
         Ok(())
     }
 }

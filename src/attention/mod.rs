@@ -3,19 +3,21 @@
 mod io;
 mod mask;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::batch::Batch;
-use crate::cache::{Entry, KvCache, Layer};
+use crate::batch::{Batch, Pool};
+use crate::cache::{Kind, KvCache, Layer, Shard};
 use crate::caps::Caps;
 use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
 use crate::pipeline::{Pipeline, bind};
 use crate::plan::{Options, Plan};
 use crate::spec::AttentionSpec;
-use crate::step::{Launch, Step, Upload, unique_id};
+use crate::step::{Host, Launch, Maker, Step, unique_id};
 use crate::weights::LayerWeights;
 
+use io::ShardBindings;
 pub(crate) use io::check_apart;
 pub use io::{Bindings, Io, NewKv};
 
@@ -35,13 +37,14 @@ pub struct Attention {
     decode: Pipeline,
     combine: Pipeline,
     append: Pipeline,
+    /// With a rotated cache.
+    embed: Option<Pipeline>,
     /// With a dense mask: `pack` and `classify`.
     mask: Option<(Pipeline, Pipeline)>,
     /// Tables of the layers; where no layer has weights of its own, the first is for all.
     tables: Vec<Option<wgpu::Buffer>>,
-    /// Bound where a step has no states, no masks, and where no LSE is wanted: the layout has the bindings in any case.
+    /// Bound where a step has no states, and where no LSE is wanted: the layout has the bindings in any case.
     no_states: wgpu::Buffer,
-    no_masks: wgpu::Buffer,
     no_lse: wgpu::Buffer,
     fetches: Option<wgpu::Buffer>,
 }
@@ -76,13 +79,13 @@ impl Attention {
             decode,
             combine: compile(plan.combine())?,
             append: compile(plan.append())?,
+            embed: plan.embed().map(compile).transpose()?,
             mask,
             tables: match spec.has_weights() {
                 true => Vec::new(),
                 false => vec![table(device, &LayerWeights::default().table(&spec))?],
             },
             no_states: buffer("gqa.no_states")?,
-            no_masks: buffer("gqa.no_masks")?,
             no_lse: buffer("gqa.no_lse")?,
             fetches: options.count_fetches.then(|| buffer("gqa.fetches")).transpose()?,
             caps,
@@ -139,14 +142,49 @@ impl Attention {
     /// [`Error::CacheMismatch`], [`Error::StaleSequence`], [`Error::RepeatedSequence`], [`Error::Field`] for a length,
     /// position or layout that cannot be, [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`].
     pub fn prepare(&self, queue: &wgpu::Queue, cache: &KvCache, batch: &Batch<'_>) -> Result<Step, Error> {
-        let spec = self.plan.spec();
-        let (needed, found) = (Entry::of(spec), cache.entry());
-        if needed != found {
-            return Err(Error::CacheMismatch { needed: needed.to_string(), found: found.to_string() });
-        }
-        let resolved = batch.resolve(spec, cache.table())?;
-        let upload = Upload { device: &self.device, queue, caps: &self.caps };
-        Step::new(&upload, (self.id, &self.plan), cache.shared_layers(), (batch, &resolved))
+        let mut host = Host::default();
+        let kind = self.resolve(cache, batch, &mut host)?;
+        let layers = cache.shared_layers();
+        Step::new(self.maker(queue, &layers, (kind.0, &kind.1)), batch, host)
+    }
+
+    /// Prepares another batch in the memory of a step, allocating only where it has never been as large: for servers, whose batches
+    /// come one after the other. Submit what was recorded with the step before.
+    ///
+    /// Bindings stay good as long as they can; then [`Self::dispatch`] refuses them. Tensors must reach as far as the largest batch
+    /// that the step has held in the same memory. After an error the step is as before.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`]; [`Error::Field`] when another attention prepared the step.
+    pub fn update(
+        &self,
+        queue: &wgpu::Queue,
+        cache: &KvCache,
+        batch: &Batch<'_>,
+        step: &mut Step,
+    ) -> Result<(), Error> {
+        self.check_step(step)?;
+        let kind = self.resolve(cache, batch, &mut step.host)?;
+        let layers = cache.shared_layers();
+        step.renew(self.maker(queue, &layers, (kind.0, &kind.1)), batch)
+    }
+
+    /// Looks a batch up in the cache, for the kind of layers that the spec is for.
+    fn resolve(&self, cache: &KvCache, batch: &Batch<'_>, host: &mut Host) -> Result<(u32, Kind), Error> {
+        let index = cache.kind_of(self.plan.spec())?;
+        let kind = *cache.kind(index).ok_or(Error::NoSuchLayer { layer: 0, layers: 0 })?;
+        batch.resolve(&self.plan, Pool { table: cache.table(), index }, &mut host.resolved)?;
+        Ok((index as u32, kind))
+    }
+
+    fn maker<'a>(
+        &'a self,
+        queue: &'a wgpu::Queue,
+        layers: &'a Arc<[Layer]>,
+        kind: (u32, &'a Kind),
+    ) -> Maker<'a> {
+        let Self { device, caps, plan, id, .. } = self;
+        Maker { device, queue, caps, plan, attention: *id, layers, kind }
     }
 
     /// Records writing the step's new keys and values into `layer` of the cache, converted to its storage type.
@@ -160,26 +198,34 @@ impl Attention {
         layer: u32,
         new: NewKv<'_>,
     ) -> Result<(), Error> {
-        let Layer { k, v } = self.layer(step, layer)?;
-        let Some((work, [x, y, z])) = step.append.get() else { return Ok(()) };
+        let shards = &self.layer(step, layer)?.shards;
+        if step.shards.iter().all(|shard| shard.append.get().is_none()) {
+            return Ok(());
+        }
         let bytes = self.plan.spec().q_dtype().bytes();
         let new_k = self.caps.view("new_k", &new.k, step.needs.new_k, bytes)?;
         let new_v = self.caps.view("new_v", &new.v, step.needs.new_v, bytes)?;
-        check_apart(
-            &[("new_k", new.k.buffer), ("new_v", new.v.buffer)],
-            &[("the cache", k), ("the cache", v)],
-        )?;
-        let mut resources = vec![(0, work.as_entire_binding()), (1, new_k), (2, new_v)];
-        resources.extend([(3, k.as_entire_binding()), (4, v.as_entire_binding())]);
-        resources.extend(self.table(layer)?);
-        let group = bind(&self.device, &self.append, &resources);
+        let table = self.table(layer)?;
+        for Shard { k, v } in shards {
+            check_apart(
+                &[("new_k", new.k.buffer), ("new_v", new.v.buffer)],
+                &[("the cache", k), ("the cache", v)],
+            )?;
+        }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.append"),
             timestamp_writes: None,
         });
         pass.set_pipeline(&self.append.pipeline);
-        pass.set_bind_group(0, &group, &[]);
-        pass.dispatch_workgroups(x, y, z);
+        for (Shard { k, v }, launches) in shards.iter().zip(&step.shards) {
+            let Some([x, y, z]) = launches.append.get() else { continue };
+            let mut resources = vec![(0, step.list(&launches.append)), (1, new_k.clone()), (2, new_v.clone())];
+            resources.extend([(3, k.as_entire_binding()), (4, v.as_entire_binding())]);
+            resources.push((7, step.buffers.words.as_entire_binding()));
+            resources.extend(table.clone());
+            pass.set_bind_group(0, &bind(&self.device, &self.append, &resources), &[]);
+            pass.dispatch_workgroups(x, y, z);
+        }
         Ok(())
     }
 
@@ -208,15 +254,15 @@ impl Attention {
     /// [`Error::NoSuchLayer`]; [`Error::Buffer`] for a view that is too small, misaligned or lacks a usage; [`Error::Field`] when
     /// the layer's weights are not set, or [`Self::mask`] has not been called for the step.
     pub fn bind(&self, step: &Step, layer: u32, io: Io<'_>) -> Result<Bindings, Error> {
-        let Layer { k, v } = self.layer(step, layer)?;
-        let mut bindings = Bindings { stamp: step.stamp, prefill: None, decode: None, combine: None };
+        let shards = &self.layer(step, layer)?.shards;
+        let mut bindings = Bindings { stamp: step.stamp, embed: None, shards: Vec::new(), combine: None };
         if step.needs.lse.is_some() != io.lse.is_some() {
             let [needed, found] = [step.needs.lse.is_some(), io.lse.is_some()]
                 .map(|b| if b { "a binding" } else { "none" }.to_owned());
             let problem = "Io::lse and Batch::lse go together";
             return Err(Error::Buffer { name: "lse", problem, needed, found });
         }
-        if step.prefill.get().is_none() && step.decode.get().is_none() {
+        if step.attends().next().is_none() {
             return Ok(bindings);
         }
         if step.needs.mask.is_some() && !step.masked.load(Ordering::Relaxed) {
@@ -231,23 +277,40 @@ impl Attention {
         };
         let mut written = vec![("out", io.out.buffer)];
         written.extend(io.lse.as_ref().map(|lse| ("lse", lse.buffer)));
-        check_apart(&written, &[("q", io.q.buffer), ("the cache", k), ("the cache", v)])?;
-        let states = step.states.as_ref().unwrap_or(&self.no_states).as_entire_binding();
-        let mut resources = vec![(1, q), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
-        resources.extend([(4, out), (5, lse), (6, states)]);
-        let masks = step.masks.as_ref().unwrap_or(&self.no_masks);
-        resources.push((7, masks.as_entire_binding()));
+        check_apart(&written, &[("q", io.q.buffer)])?;
+        for Shard { k, v } in shards {
+            check_apart(&written, &[("the cache", k), ("the cache", v)])?;
+        }
+        let buffers = &step.buffers;
+        let states = buffers.states.as_ref().unwrap_or(&self.no_states).as_entire_binding();
+        let mut resources = vec![(4, out), (5, lse), (6, states), (7, buffers.words.as_entire_binding())];
         resources.extend(self.table(layer)?);
         resources.extend(self.fetches.as_ref().map(|b| (9, b.as_entire_binding())));
-        let group = |pipeline: &Pipeline, launch: &Launch| {
-            let (work, _) = launch.get()?;
+        let group = |pipeline: &Pipeline, launch: &Launch, more: &[(u32, wgpu::BindingResource<'_>)]| {
+            if launch.region.size == 0 {
+                return None;
+            }
             let mut resources = resources.clone();
-            resources.push((0, work.as_entire_binding()));
+            resources.push((0, step.list(launch)));
+            resources.extend_from_slice(more);
             Some(bind(&self.device, pipeline, &resources))
         };
-        bindings.prefill = group(&self.prefill, &step.prefill);
-        bindings.decode = group(&self.decode, &step.decode);
-        bindings.combine = group(&self.combine, &step.combine);
+        let attended = match (&self.embed, &buffers.queries) {
+            (Some(embed), Some(queries)) => {
+                let rotated = queries.as_entire_binding();
+                bindings.embed = group(embed, &step.embed, &[(1, q), (3, rotated.clone())]);
+                rotated
+            }
+            _ => q,
+        };
+        for (Shard { k, v }, launches) in shards.iter().zip(&step.shards) {
+            let kv = [(1, attended.clone()), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
+            bindings.shards.push(ShardBindings {
+                prefill: group(&self.prefill, &launches.prefill, &kv),
+                decode: group(&self.decode, &launches.decode, &kv),
+            });
+        }
+        bindings.combine = group(&self.combine, &step.combine, &[]);
         Ok(bindings)
     }
 
@@ -269,18 +332,21 @@ impl Attention {
                 "call Attention::bind with this step",
             ));
         }
-        let launches = [
-            (&self.prefill, &bindings.prefill, &step.prefill),
-            (&self.decode, &bindings.decode, &step.decode),
-            (&self.combine, &bindings.combine, &step.combine),
-        ];
-        for (pipeline, group, launch) in launches {
-            if let (Some(group), Some((_, [x, y, z]))) = (group, launch.get()) {
+        let mut dispatch = |pipeline: &Pipeline, group: &Option<wgpu::BindGroup>, launch: &Launch| {
+            if let (Some(group), Some([x, y, z])) = (group, launch.get()) {
                 pass.set_pipeline(&pipeline.pipeline);
                 pass.set_bind_group(0, group, &[]);
                 pass.dispatch_workgroups(x, y, z);
             }
+        };
+        if let Some(embed) = &self.embed {
+            dispatch(embed, &bindings.embed, &step.embed);
         }
+        for (groups, launches) in bindings.shards.iter().zip(&step.shards) {
+            dispatch(&self.prefill, &groups.prefill, &launches.prefill);
+            dispatch(&self.decode, &groups.decode, &launches.decode);
+        }
+        dispatch(&self.combine, &bindings.combine, &step.combine);
         Ok(())
     }
 
@@ -313,7 +379,14 @@ impl Attention {
     fn layer<'a>(&self, step: &'a Step, layer: u32) -> Result<&'a Layer, Error> {
         self.check_step(step)?;
         let layers = step.layers.len() as u32;
-        step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })
+        let found = step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })?;
+        match found.kind == step.kind {
+            true => Ok(found),
+            false => {
+                let needed = "the step was prepared for layers of another kind: use the attention of this layer's spec";
+                Err(Error::field("layer", layer, needed))
+            }
+        }
     }
 }
 

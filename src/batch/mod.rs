@@ -1,12 +1,13 @@
 //! What one forward call asks: a ragged batch of sequences and the layouts of its tensors. Pure data.
 
 mod resolve;
+mod share;
 
 use crate::layout::Layout;
 use crate::pages::SequenceId;
 use crate::spec::{AttentionSpec, MaskLayout};
 
-pub(crate) use resolve::{Masks, Resolved};
+pub(crate) use resolve::{Pool, Resolved};
 
 /// One sequence of a [`Batch`]: a prefill, a decode, a chunk of a prefill or nothing at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,12 @@
 //! Fills in the defaults of a batch, looks up its lengths, and checks every field.
 
+use super::share::{Candidate, share};
 use super::{Batch, Sequence};
 use crate::error::Error;
 use crate::layout::Shape;
 use crate::pages::SequenceTable;
 use crate::params::PackItem;
-use crate::plan::{MaskPlace, StepAppend, StepSequence};
+use crate::plan::{Cut, MaskPlace, Plan, Span, StepAppend, StepInput, StepSequence};
 use crate::spec::{AttentionSpec, Mask, MaskLayout};
 
 /// Rows of a sequence, tokens of a batch and such stay below: sums of two stay within u32.
@@ -15,31 +16,30 @@ const MAX_POSITION: i64 = 1 << 29;
 /// Draft tokens of a tree: the bits of a word.
 const MAX_TREE: u32 = 64;
 
-/// A batch with every default filled in and every length looked up.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A batch with every default filled in and every length looked up. Filled anew for each step; its memory stays.
+#[derive(Debug, Default)]
 pub(crate) struct Resolved {
-    pub(crate) sequences: Vec<StepSequence>,
-    pub(crate) appends: Vec<StepAppend>,
-    pub(crate) masks: Masks,
-    /// Slots of each sequence in the cache.
-    pub(crate) slots: u32,
+    /// What work lists are made from.
+    pub(crate) input: StepInput,
+    /// Dense masks, for `pack`.
+    pub(crate) pack: Vec<PackItem>,
+    /// Elements that the caller's mask must have.
+    pub(crate) mask_extent: u64,
     /// Tokens that `q`, `out` and `lse` reach.
     pub(crate) tokens: u32,
     /// Tokens that `new_k` and `new_v` reach.
     pub(crate) new_tokens: u32,
+    /// Scratch: whether a sequence has been named, who may share keys, which output tokens are taken.
+    seen: Vec<bool>,
+    candidates: Vec<Candidate>,
+    spans: Vec<(u32, u32)>,
 }
 
-/// The step's masks: words of every sequence that has one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Masks {
-    /// Words in all.
-    pub(crate) words: u64,
-    /// Dense masks, for `pack`.
-    pub(crate) pack: Vec<PackItem>,
-    /// Elements that the caller's mask must have.
-    pub(crate) extent: u64,
-    /// Trees, as they are uploaded.
-    pub(crate) trees: Vec<u64>,
+/// The sequences of a cache, as the layers of one kind have them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pool<'a> {
+    pub(crate) table: &'a SequenceTable,
+    pub(crate) index: usize,
 }
 
 /// A count of something, below [`MAX_COUNT`].
@@ -51,19 +51,19 @@ fn count(field: &'static str, n: u64) -> Result<u32, Error> {
 }
 
 impl Batch<'_> {
-    /// Looks up lengths in `table` and checks every field.
-    pub(crate) fn resolve(&self, spec: &AttentionSpec, table: &SequenceTable) -> Result<Resolved, Error> {
+    /// Looks up lengths and pages in `pool` and checks every field.
+    pub(crate) fn resolve(&self, plan: &Plan, pool: Pool<'_>, resolved: &mut Resolved) -> Result<(), Error> {
+        let spec = plan.spec();
         if self.mask.is_some() != spec.mask().is_dense() {
             let found = if self.mask.is_some() { "given" } else { "absent" };
             return Err(Error::field("batch.mask", found, "it goes with a spec whose mask is Keep or Add"));
         }
-        let mut resolved = Resolved { slots: table.capacity(), ..Resolved::default() };
-        let mut seen = vec![false; table.sequences() as usize];
+        resolved.clear(pool.table);
         let (mut next, mut next_new) = (0, 0);
         for (nth, s) in self.sequences.iter().enumerate() {
-            let kv_len = table.len(s.id)?;
+            let kv_len = pool.table.len(s.id)?;
             let index = s.id.index();
-            if std::mem::replace(&mut seen[index as usize], true) {
+            if std::mem::replace(&mut resolved.seen[index as usize], true) {
                 return Err(Error::RepeatedSequence { sequence: index });
             }
             if s.new_len > kv_len {
@@ -80,33 +80,39 @@ impl Batch<'_> {
             next_new = count("sequence.new_token + new_len", u64::from(new_token) + u64::from(s.new_len))?;
             resolved.tokens = resolved.tokens.max(next);
             resolved.new_tokens = resolved.new_tokens.max(next_new);
+            let (pages, cuts) = resolved.pages(s, pool)?;
             let whole = StepSequence {
                 token,
                 q_len: s.q_len,
                 q_start: s.q_start(spec, kv_len)?,
                 kv_len,
-                cache_row: index * spec.kv_heads() * table.capacity(),
+                pages,
+                begin: pool.table.begin(s.id)?,
+                cuts,
                 ..StepSequence::default()
             };
             s.check_tree(spec, kv_len)?;
+            s.check_kept(spec, &whole, pool)?;
             let mask = match (self.mask, s.tree) {
-                (Some(layout), _) => resolved.masks.dense(spec, (nth as u32, &layout), &whole)?,
-                (None, Some(tree)) => resolved.masks.tree(tree, whole.q_start),
+                (Some(layout), _) => resolved.dense(spec, (nth as u32, &layout), &whole)?,
+                (None, Some(tree)) => resolved.tree(tree, whole.q_start),
                 (None, None) => MaskPlace { key: -(kv_len as i32), ..MaskPlace::default() },
             };
-            resolved.sequences.extend(s.pieces(StepSequence { mask, ..whole })?);
-            let new = StepAppend {
-                token: new_token,
-                len: s.new_len,
-                slot: kv_len - s.new_len,
-                position: kv_len - s.new_len,
-                cache_row: whole.cache_row,
-            };
-            resolved.appends.extend(s.appends(spec, new));
+            if whole.q_len * spec.group() < plan.prefill().tile.rows && s.documents.is_none() {
+                resolved.candidates.push((resolved.input.sequences.len() as u32, s.id));
+            }
+            s.pieces(StepSequence { mask, ..whole }, &mut resolved.input.sequences)?;
+            let slot = kv_len - s.new_len;
+            let new = StepAppend { token: new_token, len: s.new_len, slot, position: slot, pages, cuts };
+            s.appends(spec, new, &mut resolved.input.appends);
         }
-        check_apart(&resolved.sequences)?;
-        self.check_layouts(spec, &resolved)?;
-        Ok(resolved)
+        resolved.behind_masks()?;
+        if !spec.mask().is_dense() && pool.table.is_shared(pool.index) {
+            resolved.candidates.retain(|c| resolved.input.sequences[c.0 as usize].q_len > 0);
+            share(&mut resolved.input, spec, pool, &mut resolved.candidates);
+        }
+        resolved.check_apart()?;
+        self.check_layouts(spec, resolved)
     }
 
     fn check_layouts(&self, spec: &AttentionSpec, resolved: &Resolved) -> Result<(), Error> {
@@ -168,9 +174,23 @@ impl Sequence<'_> {
         }
     }
 
+    /// That no query's window reaches back to keys which a pool with a window has let go.
+    fn check_kept(&self, spec: &AttentionSpec, whole: &StepSequence, pool: Pool<'_>) -> Result<(), Error> {
+        let live = pool.table.live_from(self.id, pool.index)?;
+        let keys = spec.visible(i64::from(whole.q_start), whole.kv_len);
+        if whole.q_len > 0 && keys.start.max(whole.begin) < live.min(keys.end) {
+            let needed = format!("layers with a window have kept the keys from {live} on: queries see others");
+            return Err(Error::field("sequence.q_start", whole.q_start, needed));
+        }
+        Ok(())
+    }
+
     /// Each document apart, and the queries that lie in none. A sequence without documents is one.
-    fn pieces(&self, whole: StepSequence) -> Result<Vec<StepSequence>, Error> {
-        let Some(lens) = self.documents else { return Ok(vec![whole]) };
+    fn pieces(&self, whole: StepSequence, all: &mut Vec<StepSequence>) -> Result<(), Error> {
+        let Some(lens) = self.documents else {
+            all.push(whole);
+            return Ok(());
+        };
         let total: u64 = lens.iter().map(|len| u64::from(*len)).sum();
         if total != u64::from(whole.kv_len) {
             let needed = format!("they must make up the {} tokens of the sequence", whole.kv_len);
@@ -187,8 +207,11 @@ impl Sequence<'_> {
                 q_len: (to - from).max(0) as u32,
                 q_start: (from - i64::from(origin)) as i32,
                 kv_len,
-                cache_row: whole.cache_row + origin,
+                pages: whole.pages,
+                cuts: whole.cuts,
                 origin,
+                begin: whole.begin.saturating_sub(origin),
+                own_from: 0,
                 mask: MaskPlace {
                     word: whole.mask.word + skipped * whole.mask.token,
                     key: whole.mask.key + origin as i32,
@@ -196,19 +219,23 @@ impl Sequence<'_> {
                 },
             }
         };
-        let mut pieces = vec![piece(first, 0, (0, 0)), piece(i64::from(whole.kv_len), last, (0, 0))];
+        let outside = [piece(first, 0, (0, 0)), piece(i64::from(whole.kv_len), last, (0, 0))];
         let mut begin = 0;
-        for len in lens {
-            pieces.push(piece(i64::from(begin), i64::from(begin) + i64::from(*len), (begin, *len)));
+        let documents = lens.iter().map(|len| {
+            let from = begin;
             begin += len;
-        }
-        pieces.retain(|piece| piece.q_len > 0);
-        Ok(pieces)
+            piece(i64::from(from), i64::from(begin), (from, *len))
+        });
+        all.extend(outside.into_iter().chain(documents).filter(|piece| piece.q_len > 0));
+        Ok(())
     }
 
     /// The new tokens: in one run, but for those of a tree that turn to positions of their own.
-    fn appends(&self, spec: &AttentionSpec, new: StepAppend) -> Vec<StepAppend> {
-        let (Some(tree), Some(_)) = (self.tree, spec.rope()) else { return vec![new] };
+    fn appends(&self, spec: &AttentionSpec, new: StepAppend, all: &mut Vec<StepAppend>) {
+        let (Some(tree), Some(_)) = (self.tree, spec.rope()) else {
+            all.push(new);
+            return;
+        };
         let kv_len = new.slot + new.len;
         let first = kv_len - tree.len() as u32;
         let part = |slot: u32, len: u32, position: u32| StepAppend {
@@ -216,16 +243,84 @@ impl Sequence<'_> {
             len,
             slot,
             position,
-            cache_row: new.cache_row,
+            ..new
         };
         let before = (new.slot < first).then(|| part(new.slot, first - new.slot, new.slot));
         let depth = |slot: u32| tree[(slot - first) as usize].count_ones().max(1) - 1;
         let drafts = (first.max(new.slot)..kv_len).map(|slot| part(slot, 1, first + depth(slot)));
-        before.into_iter().chain(drafts).collect()
+        all.extend(before.into_iter().chain(drafts));
     }
 }
 
-impl Masks {
+impl Resolved {
+    /// Forgets all but the memory.
+    fn clear(&mut self, table: &SequenceTable) {
+        self.input.clear();
+        self.pack.clear();
+        self.candidates.clear();
+        self.seen.clear();
+        self.seen.resize(table.sequences() as usize, false);
+        (self.mask_extent, self.tokens, self.new_tokens) = (0, 0, 0);
+    }
+
+    /// Writes the page table of a sequence, in numbers of its shard, and where it goes from shard to shard.
+    fn pages(&mut self, s: &Sequence<'_>, pool: Pool<'_>) -> Result<(u32, Span), Error> {
+        let (first, pages) = pool.table.pages(s.id, pool.index)?;
+        let (page, per_shard) = (pool.table.page(pool.index), pool.table.pages_per_shard(pool.index));
+        let input = &mut self.input;
+        let at = (input.words.len() as u32).wrapping_sub(first);
+        input.shards = pool.table.shards(pool.index);
+        let mut cuts = Span { first: input.cuts.len() as u32, count: 0 };
+        if input.shards > 1 {
+            for (nth, id) in (first + 1..).zip(pages) {
+                let (end, shard) = (nth.saturating_mul(page), id / per_shard);
+                match input.cuts[cuts.first as usize..].last_mut() {
+                    Some(last) if last.shard == shard => last.end = end,
+                    _ => input.cuts.push(Cut { end, shard }),
+                }
+            }
+            cuts.count = input.cuts.len() as u32 - cuts.first;
+        }
+        input.words.extend(pages.iter().map(|id| id % per_shard));
+        // Without a page there is nothing to read; the index stays in range all the same.
+        if pages.is_empty() {
+            input.words.push(0);
+        }
+        Ok((at, cuts))
+    }
+
+    /// The words of dense masks come first: all others move behind them.
+    fn behind_masks(&mut self) -> Result<(), Error> {
+        let words = self.input.dense + self.input.words.len() as u64;
+        if words > u64::from(u32::MAX) {
+            let needed = "a shader index has 32 bits: broadcast what is the same, or split the batch";
+            return Err(Error::field("batch", format!("{words} words of masks and pages"), needed));
+        }
+        let dense = self.input.dense as u32;
+        for s in &mut self.input.sequences {
+            s.pages = s.pages.wrapping_add(dense);
+        }
+        for new in &mut self.input.appends {
+            new.pages = new.pages.wrapping_add(dense);
+        }
+        Ok(())
+    }
+
+    /// That no two sequences write the same output token.
+    fn check_apart(&mut self) -> Result<(), Error> {
+        self.spans.clear();
+        let queries = self.input.sequences.iter().filter(|s| s.q_len > 0);
+        self.spans.extend(queries.map(|s| (s.token, s.token + s.q_len)));
+        self.spans.sort_unstable();
+        match self.spans.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+            Some(pair) => {
+                let needed = format!("token {} is an output of another sequence already", pair[1].0);
+                Err(Error::field("sequence.token", pair[1].0, needed))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Makes room for the dense mask of the `nth` sequence.
     fn dense(
         &mut self,
@@ -239,16 +334,17 @@ impl Masks {
             Mask::Keep => kv_len.div_ceil(32),
             _ => kv_len,
         };
-        let word = self.words;
+        let word = self.input.dense;
         // One row where all tokens share it.
         let rows = if layout.token_stride == 0 { q_len.min(1) } else { q_len };
         let plane = u64::from(rows) * u64::from(pitch);
-        self.words += u64::from(heads) * plane;
+        self.input.dense += u64::from(heads) * plane;
         if q_len > 0 && kv_len > 0 {
-            self.extent = self.extent.max(layout.index([nth, heads - 1, q_len - 1, kv_len - 1]) + 1);
+            self.mask_extent = self.mask_extent.max(layout.index([nth, heads - 1, q_len - 1, kv_len - 1]) + 1);
         }
-        if self.words > u64::from(u32::MAX) || self.extent > u64::from(u32::MAX) {
-            let found = format!("{} elements long, {} words packed", self.extent, self.words);
+        let (extent, packed) = (self.mask_extent, self.input.dense);
+        if packed > u64::from(u32::MAX) || extent > u64::from(u32::MAX) {
+            let found = format!("{extent} elements long, {packed} words packed");
             let needed = "a shader index has 32 bits: broadcast what is the same, or split the batch";
             return Err(Error::field("batch.mask", found, needed));
         }
@@ -261,16 +357,13 @@ impl Masks {
         Ok(MaskPlace { word: word as u32, head, token, key: 0 })
     }
 
-    /// Makes room for a tree whose first token lies at `first`.
+    /// Writes a tree whose first token lies at `first`. A step has trees or dense masks, so these words do not move.
     fn tree(&mut self, tree: &[u64], first: i32) -> MaskPlace {
-        let word = self.words as u32;
-        self.trees.extend_from_slice(tree);
-        self.words = 2 * self.trees.len() as u64;
+        let word = self.input.words.len() as u32;
+        self.input.words.extend(tree.iter().flat_map(|bits| [*bits as u32, (bits >> 32) as u32]));
         MaskPlace { word, head: 0, token: 2, key: -first }
     }
-}
 
-impl Resolved {
     /// Shapes of `q`, `out`, `new_k`, `new_v`, `lse`.
     pub(crate) fn shapes(&self, spec: &AttentionSpec) -> [Shape; 5] {
         let shape = |tokens, heads, dim| Shape { tokens, heads, dim };
@@ -282,19 +375,5 @@ impl Resolved {
             shape(new_values, spec.kv_heads(), spec.v_head_dim()),
             shape(self.tokens, spec.q_heads(), 1),
         ]
-    }
-}
-
-/// That no two sequences write the same output token.
-fn check_apart(sequences: &[StepSequence]) -> Result<(), Error> {
-    let mut spans: Vec<_> =
-        sequences.iter().filter(|s| s.q_len > 0).map(|s| (s.token, s.token + s.q_len)).collect();
-    spans.sort_unstable();
-    match spans.windows(2).find(|pair| pair[1].0 < pair[0].1) {
-        Some(pair) => {
-            let needed = format!("token {} is an output of another sequence already", pair[1].0);
-            Err(Error::field("sequence.token", pair[1].0, needed))
-        }
-        None => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! Which kernels, tiles and chunks for a spec on given caps, and why. Pure: no GPU is asked.
 
+mod input;
 mod work;
 
 use crate::caps::Caps;
@@ -8,12 +9,16 @@ use crate::params::{AppendItem, CombineItem, MAP_KEYS, WorkItem};
 use crate::shader::{BROADCAST_LANES, F16, Kernel, Tile, Variant, row_fours};
 use crate::spec::AttentionSpec;
 
-pub use work::{MaskPlace, StepAppend, StepSequence, Traffic, WorkLists};
+pub use input::{Cut, MaskPlace, Shared, Span, StepAppend, StepInput, StepSequence, Traffic};
+pub use work::WorkLists;
 
 /// Most rows that [`Kernel::Decode`] packs: beyond, accumulators leave the registers.
 const DECODE_ROWS: u32 = 16;
 /// Most rows of [`Kernel::DecodeSubgroup`]: beyond, rows fill the lanes better than elements do.
 const DECODE_SUBGROUP_ROWS: u32 = 7;
+/// New tokens that one workgroup appends at most, and elements of them that it stages: 8 KiB.
+const MAX_RUN: u32 = 16;
+const RUN_ELEMENTS: u32 = 2048;
 /// Invocations of the kernels that are not tiled.
 const FLAT_THREADS: u32 = 64;
 
@@ -50,6 +55,7 @@ pub struct Plan {
     decode: Variant,
     combine: Variant,
     append: Variant,
+    embed: Option<Variant>,
     mask: Option<(Variant, Variant)>,
     chunk: Option<u32>,
     fill: u32,
@@ -130,11 +136,9 @@ impl Plan {
             spec: spec.clone(),
             prefill: variant(prefill),
             decode: variant(decode),
-            combine: flat(Kernel::Combine),
-            append: Variant {
-                tile: Tile { rows: work::APPEND_RUN, keys: 1, threads: FLAT_THREADS },
-                ..flat(Kernel::Append)
-            },
+            combine: flat(if spec.rotated() { Kernel::CombineRotated } else { Kernel::Combine }),
+            append: variant(run(Kernel::Append, spec)),
+            embed: spec.rotated().then(|| variant(run(Kernel::Embed, spec))),
             mask: spec.mask().is_dense().then(|| (flat(Kernel::Pack), flat(Kernel::Classify))),
             chunk: options.chunk,
             fill,
@@ -163,6 +167,10 @@ impl Plan {
     pub fn append(&self) -> &Variant {
         &self.append
     }
+    /// With a rotated cache: what rotates queries like its keys.
+    pub fn embed(&self) -> Option<&Variant> {
+        self.embed.as_ref()
+    }
     /// With a dense mask: what packs it, and what finds the tiles that need not be read.
     pub fn mask(&self) -> Option<(&Variant, &Variant)> {
         self.mask.as_ref().map(|(pack, classify)| (pack, classify))
@@ -177,12 +185,15 @@ impl Plan {
         if self.prefill == self.decode {
             all.remove(1);
         }
+        all.extend(&self.embed);
         all.extend(self.mask.iter().flat_map(|(pack, classify)| [pack, classify]));
         all
     }
-    /// The work of one step.
-    pub fn work(&self, sequences: &[StepSequence], appends: &[StepAppend]) -> WorkLists {
-        WorkLists::new(self, sequences, appends)
+    /// The work of one step; the input's words grow by what the lists refer to.
+    pub fn work(&self, input: &mut StepInput) -> WorkLists {
+        let mut lists = WorkLists::default();
+        lists.fill(self, input);
+        lists
     }
     /// Bytes of one row of the state buffer.
     pub fn state_row_bytes(&self) -> u64 {
@@ -207,6 +218,13 @@ impl std::fmt::Display for Plan {
 }
 
 type Choice = (Kernel, Tile);
+
+/// A kernel that stages rows in workgroup memory, as many as fit a few KiB.
+fn run(kernel: Kernel, spec: &AttentionSpec) -> Choice {
+    let widest = spec.head_dim().max(spec.v_head_dim()).next_multiple_of(32);
+    let rows = (RUN_ELEMENTS / widest).clamp(1, MAX_RUN);
+    (kernel, Tile { rows, keys: 1, threads: FLAT_THREADS })
+}
 
 /// Kernels whose workgroup is one subgroup.
 fn subgroup_tiles(spec: &AttentionSpec, lanes: u32, reasons: &mut Vec<String>) -> (Choice, Choice) {

@@ -2,203 +2,278 @@
 
 use std::ops::Range;
 
+use super::input::{Cut, StepAppend, StepInput, StepSequence};
 use super::{AppendItem, CombineItem, Plan, WorkItem};
-use crate::params::{MAP_KEYS, MAP_TILES, WHOLE};
-use crate::spec::AttentionSpec;
+use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST, PART_WORDS, WHOLE};
 
 /// Keys below which a chunk is not worth a state of its own.
-const MIN_CHUNK: u64 = 64;
+pub(crate) const MIN_CHUNK: u64 = 64;
 /// Bytes of states beyond which chunks grow: more would move more than it spreads.
 const MAX_STATE_BYTES: u64 = 64 << 20;
-/// New tokens that one workgroup appends.
-pub(super) const APPEND_RUN: u32 = 16;
+/// In front of the mask of a list's rows lie all keys: those that are shared are older than any tree.
+const BEFORE_MASK: i32 = i32::MIN / 2;
 
-/// Where the mask of a sequence lies in the step's masks, in words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MaskPlace {
-    /// The first query token's, of query head 0.
-    pub word: u32,
-    /// From a query head to the next; 0 where heads share it.
-    pub head: u32,
-    /// From a query token to the next; 0 where there is no mask.
-    pub token: u32,
-    /// Its column of the first key: negative where it begins at a later key.
-    pub key: i32,
-}
-
-/// One sequence of a batch, or one document of it, resolved: where its tokens are and how much of the cache it sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StepSequence {
-    /// First token in queries and outputs.
-    pub token: u32,
-    /// Query tokens.
-    pub q_len: u32,
-    /// Position of the first query among the keys.
-    pub q_start: i32,
-    /// Keys, new ones included.
-    pub kv_len: u32,
-    /// First row in the cache.
-    pub cache_row: u32,
-    /// Position of its first key in the sequence.
-    pub origin: u32,
-    /// Its mask.
-    pub mask: MaskPlace,
-}
-
-/// New tokens of one sequence, resolved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StepAppend {
-    /// First token in the new keys and values.
-    pub token: u32,
-    /// Tokens.
-    pub len: u32,
-    /// Place of the first in the sequence.
-    pub slot: u32,
-    /// Position that the first is turned to; the others follow.
-    pub position: u32,
-    /// The sequence's first row in the cache.
-    pub cache_row: u32,
-}
-
-impl StepSequence {
-    /// Keys that arithmetic lets the rows `begin..end` see: both ends grow with the row.
-    fn visible(&self, spec: &AttentionSpec, rows: Range<u32>) -> Range<u32> {
-        let of =
-            |row: u32| spec.visible(i64::from(self.q_start) + i64::from(row / spec.group()), self.kv_len);
-        let end = of(rows.end - 1).end;
-        of(rows.start).start.min(end)..end
-    }
-
-    fn rows(&self, spec: &AttentionSpec) -> u32 {
-        self.q_len * spec.group()
-    }
-
-    /// Whether its rows are few: one token, or as many as a decode tile holds.
-    fn is_decode(&self, plan: &Plan) -> bool {
-        self.rows(&plan.spec) <= plan.decode.tile.rows.max(plan.spec.group())
-    }
-
-    /// Rows of the tiles that its rows are cut into.
-    fn tile_rows(&self, plan: &Plan) -> u32 {
-        if self.is_decode(plan) { plan.decode.tile.rows } else { plan.prefill.tile.rows }
-    }
-}
-
-/// Items of every kernel for one step, and what they need.
+/// Items of every kernel for one step, by the shard of the cache that they read or write, and what they need.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkLists {
     /// For the prefill kernel, longest first.
-    pub prefill: Vec<WorkItem>,
+    pub prefill: Vec<Vec<WorkItem>>,
     /// For the decode kernel, longest first.
-    pub decode: Vec<WorkItem>,
-    /// Tiles whose chunks are to be merged.
+    pub decode: Vec<Vec<WorkItem>>,
+    /// Tiles whose parts are to be merged.
     pub combine: Vec<CombineItem>,
     /// Runs of new tokens.
-    pub append: Vec<AppendItem>,
+    pub append: Vec<Vec<AppendItem>>,
     /// Rows of the state buffer.
     pub state_rows: u64,
     /// Rows of the largest tile in `combine`.
     pub combine_rows: u32,
     /// Words of the maps of dense masks.
     pub map_words: u64,
+    /// Parts of each sequence's rows that it shares with others, kept for its own tiles: base and stride.
+    shared: Vec<Vec<[u32; 2]>>,
 }
 
 impl WorkLists {
-    pub(super) fn new(plan: &Plan, sequences: &[StepSequence], appends: &[StepAppend]) -> Self {
-        let mut chunk = plan.chunk.unwrap_or_else(|| fair_chunk(plan, sequences));
+    /// Fills the lists anew for `input`, whose words grow by lists and parts. Allocates only where it has never been as large.
+    pub(crate) fn fill(&mut self, plan: &Plan, input: &mut StepInput) {
+        let mut words = std::mem::take(&mut input.words);
+        let tables = words.len();
+        let mut chunk = plan.chunk.unwrap_or_else(|| fair_chunk(plan, input));
         loop {
-            let mut lists = Self::default();
-            for sequence in sequences {
-                lists.attend(plan, sequence, chunk);
+            self.clear(input);
+            words.truncate(tables);
+            let mut filler = Filler { plan, input, lists: self, words: &mut words, chunk };
+            filler.fill();
+            let most = plan.binding_size.min(MAX_STATE_BYTES);
+            // Chunks as long as every sequence are as few as there can be.
+            if self.state_rows * plan.state_row_bytes() <= most || chunk > u32::MAX / 2 {
+                break;
             }
-            // With whole rows there are no states, so this ends.
-            if lists.state_rows * plan.state_row_bytes() > plan.binding_size.min(MAX_STATE_BYTES) {
-                chunk = chunk.saturating_mul(2);
-                continue;
+            chunk *= 2;
+        }
+        input.words = words;
+        for list in self.prefill.iter_mut().chain(&mut self.decode) {
+            list.sort_unstable_by_key(|item| {
+                (std::cmp::Reverse(item.key_end - item.key_begin), item.token, item.row_begin, item.key_begin)
+            });
+            if plan.spec.mask().is_dense() {
+                self.map_words = place_maps(list, plan.spec.kv_heads(), self.map_words);
             }
-            for list in [&mut lists.prefill, &mut lists.decode] {
-                list.sort_by_key(|item| std::cmp::Reverse(item.key_end - item.key_begin));
-                if plan.spec.mask().is_dense() {
-                    lists.map_words = place_maps(list, plan.spec.kv_heads(), lists.map_words);
-                }
+        }
+        let run = plan.append.tile.rows;
+        for new in &input.appends {
+            for (span, shard) in cut(input.cuts(new.cuts), new.slot..new.slot + new.len) {
+                self.append[shard as usize].extend(append_runs(new, span, run));
             }
-            lists.append.extend(appends.iter().flat_map(append_runs));
-            return lists;
         }
     }
 
-    fn attend(&mut self, plan: &Plan, sequence: &StepSequence, chunk: u32) {
-        let spec = &plan.spec;
-        let rows = sequence.rows(spec);
-        let tile_rows = sequence.tile_rows(plan);
-        let list = match sequence.is_decode(plan) {
-            true => &mut self.decode,
-            false => &mut self.prefill,
-        };
+    fn clear(&mut self, input: &StepInput) {
+        let shards = input.shards.max(1) as usize;
+        self.prefill.resize_with(shards, Vec::new);
+        self.decode.resize_with(shards, Vec::new);
+        self.append.resize_with(shards, Vec::new);
+        let of_items = self.prefill.iter_mut().chain(&mut self.decode);
+        of_items.for_each(Vec::clear);
+        self.append.iter_mut().for_each(Vec::clear);
+        self.combine.clear();
+        if self.shared.len() < input.sequences.len() {
+            self.shared.resize_with(input.sequences.len(), Vec::new);
+        }
+        self.shared.iter_mut().for_each(Vec::clear);
+        (self.state_rows, self.combine_rows, self.map_words) = (0, 0, 0);
+    }
+
+    /// Dispatch dimensions for `items` items: x and z hold the items, y the KV heads.
+    pub fn grid(items: usize, kv_heads: u32, workgroups: u32) -> [u32; 3] {
+        let items = items as u32;
+        [items.min(workgroups), kv_heads, items.div_ceil(workgroups)]
+    }
+}
+
+/// What one pass over the input needs.
+struct Filler<'a> {
+    plan: &'a Plan,
+    input: &'a StepInput,
+    lists: &'a mut WorkLists,
+    words: &'a mut Vec<u32>,
+    /// Keys of a chunk.
+    chunk: u32,
+}
+
+impl Filler<'_> {
+    fn fill(&mut self) {
+        for nth in 0..self.input.shared.len() {
+            self.share(nth);
+        }
+        for nth in 0..self.input.sequences.len() {
+            self.attend(nth);
+        }
+    }
+
+    /// The word that comes next, as shaders count.
+    fn next_word(&self) -> u32 {
+        self.input.dense.wrapping_add(self.words.len() as u64) as u32
+    }
+
+    /// Rows of several sequences over the keys that they share.
+    fn share(&mut self, nth: usize) {
+        let Self { plan, input, .. } = *self;
+        let (spec, shared) = (&plan.spec, &input.shared[nth]);
+        let list = self.next_word();
+        let mut rows = 0;
+        for member in input.members(shared) {
+            let s = &input.sequences[*member as usize];
+            for token in 0..s.q_len {
+                let place = s.q_start + token as i32;
+                let turn = input.turn(s, token, self.words);
+                self.words.extend([s.token + token, place as u32, turn as u32]);
+            }
+            rows += s.rows(spec);
+        }
+        debug_assert_eq!(self.next_word(), list + rows / spec.group() * LIST_WORDS);
+        let (is_decode, tile_rows) = plan.tile_of(rows);
+        for (span, shard) in cut(input.cuts(shared.cuts), shared.keys()) {
+            for keys in chunks(span, self.chunk) {
+                let state = self.lists.state_rows as u32;
+                self.lists.state_rows += u64::from(rows) * u64::from(spec.kv_heads());
+                for row_begin in (0..rows).step_by(tile_rows as usize) {
+                    let item = WorkItem {
+                        row_begin,
+                        row_end: rows.min(row_begin + tile_rows),
+                        key_begin: keys.start,
+                        key_end: keys.end,
+                        pages: shared.pages,
+                        state,
+                        state_stride: rows,
+                        mask_key: BEFORE_MASK,
+                        list,
+                        ..WorkItem::default()
+                    };
+                    self.lists.push(is_decode, shard, item);
+                }
+                let mut first = 0;
+                for member in input.members(shared) {
+                    self.lists.shared[*member as usize].push([state + first, rows]);
+                    first += input.sequences[*member as usize].rows(spec);
+                }
+            }
+        }
+    }
+
+    /// Rows of one sequence over the keys that it has for itself.
+    fn attend(&mut self, nth: usize) {
+        let Self { plan, input, .. } = *self;
+        let (spec, s) = (&plan.spec, &input.sequences[nth]);
+        let rows = s.rows(spec);
+        let (is_decode, tile_rows) = plan.tile_of(rows);
         for row_begin in (0..rows).step_by(tile_rows as usize) {
             let row_end = rows.min(row_begin + tile_rows);
-            let keys = sequence.visible(spec, row_begin..row_end);
-            let chunks = (keys.end - keys.start).div_ceil(chunk).max(1);
-            let whole = WorkItem {
-                token: sequence.token,
+            let visible = s.visible(spec, row_begin..row_end);
+            let keys = visible.start.max(s.own_from).min(visible.end)..visible.end;
+            let item = WorkItem {
+                token: s.token,
                 row_begin,
                 row_end,
                 key_begin: keys.start,
                 key_end: keys.end,
-                kv_len: sequence.kv_len,
-                q_start: sequence.q_start,
-                cache_row: sequence.cache_row,
-                state: WHOLE,
-                origin: sequence.origin,
-                mask: sequence.mask.word,
-                mask_head: sequence.mask.head,
-                mask_token: sequence.mask.token,
-                mask_key: sequence.mask.key,
+                q_start: s.q_start,
+                pages: s.pages,
+                state: 0,
+                state_stride: WHOLE,
+                origin: s.origin,
+                mask: s.mask.word,
+                mask_head: s.mask.head,
+                mask_token: s.mask.token,
+                mask_key: s.mask.key,
                 map: 0,
+                list: NO_LIST,
             };
-            if chunks == 1 {
-                list.push(whole);
+            let slots = keys.start + s.origin..keys.end + s.origin;
+            let mut spans = cut(input.cuts(s.cuts), slots);
+            let first = spans.next();
+            let shared = self.lists.shared[nth].len();
+            let is_one = spans.next().is_none() && keys.len() as u64 <= u64::from(self.chunk);
+            if is_one && shared == 0 && !spec.rotated() {
+                self.lists.push(is_decode, first.map_or(0, |(_, shard)| shard), item);
                 continue;
             }
-            let tile_states = u64::from(spec.kv_heads()) * u64::from(row_end - row_begin);
-            let state = self.state_rows;
-            self.combine.push(CombineItem {
-                token: sequence.token,
-                row_begin,
-                row_end,
-                state: state as u32,
-                chunks,
-            });
-            self.combine_rows = self.combine_rows.max(row_end - row_begin);
-            // Chunks of equal length, so that none is a short remainder.
-            let even = (keys.end - keys.start).div_ceil(chunks);
-            for i in 0..chunks {
-                list.push(WorkItem {
-                    key_begin: keys.end.min(keys.start + i * even),
-                    key_end: keys.end.min(keys.start + (i + 1) * even),
-                    state: (state + u64::from(i) * tile_states) as u32,
-                    ..whole
-                });
-            }
-            self.state_rows += u64::from(chunks) * tile_states;
+            self.split(nth, item, is_decode);
         }
+    }
+
+    /// An item's keys in chunks, each with states, and what merges them with those of shared keys.
+    fn split(&mut self, nth: usize, item: WorkItem, is_decode: bool) {
+        let (input, spec) = (self.input, &self.plan.spec);
+        let s = &input.sequences[nth];
+        let rows = item.row_end - item.row_begin;
+        let parts = self.next_word();
+        self.words.extend(self.lists.shared[nth].iter().flatten());
+        let slots = item.key_begin + s.origin..item.key_end + s.origin;
+        for (span, shard) in cut(input.cuts(s.cuts), slots) {
+            for slots in chunks(span, self.chunk) {
+                let state = (self.lists.state_rows as u32).wrapping_sub(item.row_begin);
+                self.lists.state_rows += u64::from(rows) * u64::from(spec.kv_heads());
+                self.words.extend([state, rows]);
+                let (key_begin, key_end) = (slots.start - s.origin, slots.end - s.origin);
+                let item = WorkItem { key_begin, key_end, state, state_stride: rows, ..item };
+                self.lists.push(is_decode, shard, item);
+            }
+        }
+        let count = (self.next_word() - parts) / PART_WORDS;
+        let WorkItem { token, row_begin, row_end, .. } = item;
+        self.lists.combine.push(CombineItem { token, row_begin, row_end, parts, count });
+        self.lists.combine_rows = self.lists.combine_rows.max(rows);
     }
 }
 
+impl WorkLists {
+    fn push(&mut self, is_decode: bool, shard: u32, item: WorkItem) {
+        let lists = if is_decode { &mut self.decode } else { &mut self.prefill };
+        lists[shard as usize].push(item);
+    }
+}
+
+/// `slots` cut where they go from one shard to another, with the shard of each span; without cuts all lie in shard 0. Empty slots are
+/// no span.
+fn cut(cuts: &[Cut], slots: Range<u32>) -> impl Iterator<Item = (Range<u32>, u32)> + '_ {
+    let whole = (cuts.is_empty() && !slots.is_empty()).then(|| (slots.clone(), 0));
+    let mut begin = slots.start;
+    let spans = cuts.iter().filter_map(move |cut| {
+        let span = begin..cut.end.min(slots.end);
+        begin = begin.max(cut.end.min(slots.end));
+        (!span.is_empty()).then_some((span, cut.shard))
+    });
+    whole.into_iter().chain(spans)
+}
+
+/// `keys` in chunks of at most `chunk`, of equal length so that none is a short remainder.
+fn chunks(keys: Range<u32>, chunk: u32) -> impl Iterator<Item = Range<u32>> {
+    let len = keys.end - keys.start;
+    let even = len.div_ceil(len.div_ceil(chunk).max(1)).max(1);
+    (keys.start..keys.end).step_by(even as usize).map(move |at| at..keys.end.min(at + even))
+}
+
 /// Keys of a chunk such that the device is just filled: all (tile, KV head) walks, shared out evenly.
-fn fair_chunk(plan: &Plan, sequences: &[StepSequence]) -> u32 {
+fn fair_chunk(plan: &Plan, input: &StepInput) -> u32 {
     let spec = &plan.spec;
+    let tiles = |rows: u32| u64::from(rows.div_ceil(plan.tile_of(rows).1));
     // Every tile counted as long as the last one, which is the longest of a causal sequence.
     let walk = |s: &StepSequence| {
-        let (rows, tile) = (s.rows(spec), s.tile_rows(plan));
-        let tiles = rows.div_ceil(tile);
-        let keys = match tiles {
-            0 => 0..0,
-            n => s.visible(spec, (n - 1) * tile..rows),
-        };
-        u64::from(tiles) * keys.len() as u64 * u64::from(spec.kv_heads())
+        let (rows, tile) = (s.rows(spec), plan.tile_of(s.rows(spec)).1);
+        if rows == 0 {
+            return 0;
+        }
+        let keys = s.visible(spec, (tiles(rows) as u32 - 1) * tile..rows);
+        tiles(rows) * u64::from(keys.end.saturating_sub(keys.start.max(s.own_from)))
     };
-    let total: u64 = sequences.iter().map(walk).sum();
+    let own: u64 = input.sequences.iter().map(walk).sum();
+    let shared = input.shared.iter().map(|shared| {
+        let rows = input.members(shared).iter().map(|m| input.sequences[*m as usize].rows(spec)).sum();
+        tiles(rows) * u64::from(shared.key_end - shared.key_begin)
+    });
+    let total = (own + shared.sum::<u64>()) * u64::from(spec.kv_heads());
     total.div_ceil(u64::from(plan.fill)).max(MIN_CHUNK).min(u64::from(u32::MAX)) as u32
 }
 
@@ -212,57 +287,14 @@ fn place_maps(list: &mut [WorkItem], kv_heads: u32, mut words: u64) -> u64 {
     words
 }
 
-fn append_runs(new: &StepAppend) -> impl Iterator<Item = AppendItem> {
-    let StepAppend { token, len, slot, position, cache_row } = *new;
-    (0..len).step_by(APPEND_RUN as usize).map(move |at| AppendItem {
-        token: token + at,
-        tokens: APPEND_RUN.min(len - at),
-        slot: slot + at,
-        position: (position + at) as i32,
-        cache_row,
+/// The new tokens whose slots lie in `span`, in runs of at most `run`.
+fn append_runs(new: &StepAppend, span: Range<u32>, run: u32) -> impl Iterator<Item = AppendItem> {
+    let StepAppend { token, slot, position, pages, .. } = *new;
+    span.clone().step_by(run as usize).map(move |at| AppendItem {
+        token: token + at - slot,
+        tokens: run.min(span.end - at),
+        slot: at,
+        position: (position + at - slot) as i32,
+        pages,
     })
-}
-
-/// What a step must move and compute at least: the work that a benchmark divides by time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Traffic {
-    /// Bytes of visible K/V (each element once per sequence), queries and outputs.
-    pub bytes: u64,
-    /// Two operations for each multiply-add of `q k^T` and of `p v` on visible pairs.
-    pub flops: u64,
-}
-
-impl Traffic {
-    /// Counts `sequences`.
-    pub fn of(spec: &AttentionSpec, sequences: &[StepSequence]) -> Self {
-        let dims = u64::from(spec.head_dim() + spec.v_head_dim());
-        let mut traffic = Self::default();
-        for s in sequences {
-            let visible = |tokens: Range<u32>| {
-                s.visible(spec, tokens.start * spec.group()..tokens.end * spec.group()).len() as u64
-            };
-            let pairs: u64 = (0..s.q_len).map(|i| visible(i..i + 1)).sum::<u64>() * u64::from(spec.q_heads());
-            let keys = if s.q_len == 0 { 0 } else { visible(0..s.q_len) };
-            let q_elements = u64::from(s.q_len) * u64::from(spec.q_heads()) * dims;
-            traffic.flops += 2 * pairs * dims;
-            traffic.bytes +=
-                keys * spec.kv_bytes_per_token() + q_elements * u64::from(spec.q_dtype().bytes());
-        }
-        traffic
-    }
-}
-
-impl WorkLists {
-    /// Dispatch dimensions for `items` items: x and z hold the items, y the KV heads.
-    pub fn grid(items: usize, kv_heads: u32, workgroups: u32) -> [u32; 3] {
-        let items = items as u32;
-        [items.min(workgroups), kv_heads, items.div_ceil(workgroups)]
-    }
-
-    /// The bytes of a work list: its head, then the items.
-    pub fn bytes<H: bytemuck::Pod, T: bytemuck::Pod>(head: &H, items: &[T]) -> Vec<u8> {
-        let mut bytes = bytemuck::bytes_of(head).to_vec();
-        bytes.extend_from_slice(bytemuck::cast_slice(items));
-        bytes
-    }
 }

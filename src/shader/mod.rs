@@ -39,10 +39,14 @@ pub enum Kernel {
     PrefillSubgroup,
     /// Few rows, small fixed subgroups: elements across lanes.
     DecodeSubgroup,
-    /// Merges the states of chunks.
+    /// Merges the states of the parts of a row.
     Combine,
+    /// The same, and turns outputs of rotated values back.
+    CombineRotated,
     /// Writes new keys and values into the cache.
     Append,
+    /// The same text: brings queries into the form of a rotated cache.
+    Embed,
     /// Brings a dense mask into the step's own form.
     Pack,
     /// Finds out which tiles of a dense mask are visible, in part or wholly.
@@ -53,13 +57,15 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Prefill,
         Self::Decode,
         Self::PrefillSubgroup,
         Self::DecodeSubgroup,
         Self::Combine,
+        Self::CombineRotated,
         Self::Append,
+        Self::Embed,
         Self::Pack,
         Self::Classify,
         Self::Merge,
@@ -73,11 +79,23 @@ impl Kernel {
             Self::PrefillSubgroup => "prefill_subgroup",
             Self::DecodeSubgroup => "decode_subgroup",
             Self::Combine => "combine",
+            Self::CombineRotated => "combine_rotated",
             Self::Append => "append",
+            Self::Embed => "embed",
             Self::Pack => "pack",
             Self::Classify => "classify",
             Self::Merge => "merge",
         }
+    }
+
+    /// Whether it writes rows of a cache.
+    pub(crate) const fn appends(self) -> bool {
+        matches!(self, Self::Append | Self::Embed)
+    }
+
+    /// Whether it merges states.
+    pub(crate) const fn combines(self) -> bool {
+        matches!(self, Self::Combine | Self::CombineRotated)
     }
 
     /// Whether it reads keys and values for queries.
@@ -92,7 +110,8 @@ impl Kernel {
             Self::PrefillSubgroup => source!("prefill_subgroup.wgsl"),
             Self::DecodeSubgroup => source!("decode_subgroup.wgsl"),
             Self::Combine => source!("combine.wgsl"),
-            Self::Append => source!("append.wgsl"),
+            Self::CombineRotated => source!("combine_rotated.wgsl"),
+            Self::Append | Self::Embed => source!("append.wgsl"),
             Self::Pack => source!("pack.wgsl"),
             Self::Classify => source!("classify.wgsl"),
             Self::Merge => source!("merge.wgsl"),

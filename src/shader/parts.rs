@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{F16, Kernel, Source, TableLayout, Variant, row_fours, source};
-use crate::params::{MAP_KEYS, MAP_TILES};
-use crate::spec::{Dtype, Mask, hides};
+use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST};
+use crate::quant::BLOCK;
+use crate::spec::{Dtype, Mask, RowLayout, hides};
 
 /// How a kernel uses a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +33,19 @@ impl Variant {
         use Access::{Read, Uniform, Write};
         let spec = &self.spec;
         let mut bindings = match self.kernel {
-            Kernel::Append if spec.v_in_k() => vec![(0, Read), (1, Read), (3, Write)],
-            Kernel::Append => vec![(0, Read), (1, Read), (2, Read), (3, Write), (4, Write)],
-            Kernel::Combine => vec![(0, Read), (4, Write), (5, Write), (6, Write)],
+            Kernel::Append if spec.v_in_k() => vec![(0, Read), (1, Read), (3, Write), (7, Read)],
+            Kernel::Append => vec![(0, Read), (1, Read), (2, Read), (3, Write), (4, Write), (7, Read)],
+            Kernel::Embed => vec![(0, Read), (1, Read), (3, Write)],
+            Kernel::Combine | Kernel::CombineRotated => {
+                vec![(0, Read), (4, Write), (5, Write), (6, Write), (7, Read)]
+            }
             Kernel::Pack => vec![(0, Read), (1, Read), (7, Write)],
             Kernel::Classify => vec![(0, Read), (7, Write)],
             Kernel::Merge => vec![(0, Read), (1, Read), (2, Read), (4, Write), (5, Write)],
             _ => {
                 let mut all = vec![(0, Read), (1, Read), (2, Read)];
                 all.extend((!spec.v_in_k()).then_some((3, Read)));
-                all.extend([(4, Write), (5, Write), (6, Write)]);
-                all.extend((spec.mask() != Mask::None).then_some((7, Read)));
+                all.extend([(4, Write), (5, Write), (6, Write), (7, Read)]);
                 all
             }
         };
@@ -56,14 +59,31 @@ impl Variant {
         let spec = &self.spec;
         let turns = spec.rope().is_some() || spec.qk_norm().is_some();
         match self.kernel {
-            Kernel::Append => turns,
-            Kernel::Combine => spec.sinks(),
-            kernel => kernel.attends() && (turns || spec.sinks() || spec.alibi().is_some()),
+            kernel if kernel.appends() => turns,
+            kernel if kernel.combines() => spec.sinks(),
+            kernel => {
+                let turns = turns && !self.is_embedded();
+                kernel.attends() && (turns || spec.sinks() || spec.alibi().is_some())
+            }
+        }
+    }
+
+    /// Whether queries come normalised, turned and rotated, as rows of f32: from `embed`.
+    fn is_embedded(&self) -> bool {
+        self.kernel.attends() && self.spec.rotated()
+    }
+
+    /// How its keys lie in what it reads or writes: of `embed` these are queries.
+    fn k_row(&self) -> (Dtype, RowLayout) {
+        let spec = &self.spec;
+        match self.kernel {
+            Kernel::Embed => (Dtype::F32, RowLayout::of(Dtype::F32, spec.head_dim())),
+            _ => (spec.k_dtype(), spec.k_row()),
         }
     }
 
     pub(super) fn native_f16_out(&self) -> bool {
-        let writes = self.kernel.attends() || matches!(self.kernel, Kernel::Combine | Kernel::Merge);
+        let writes = self.kernel.attends() || (self.kernel.combines() || self.kernel == Kernel::Merge);
         self.f16 == F16::Native && self.spec.q_dtype() == Dtype::F16 && writes
     }
 
@@ -71,7 +91,14 @@ impl Variant {
     pub(super) fn prelude(&self, text: &mut String) {
         let spec = &self.spec;
         let (k4, v4) = (row_fours(spec.head_dim()), row_fours(spec.v_head_dim()));
-        let words = |fours: u32| fours * spec.kv_dtype().bytes();
+        let kv_heads = if self.kernel == Kernel::Embed { spec.q_heads() } else { spec.kv_heads() };
+        let (k, v) = (self.k_row(), (spec.v_dtype(), spec.v_row()));
+        // Elements of a row that waits in workgroup memory.
+        let width = match self.kernel {
+            Kernel::CombineRotated => v4 * 4,
+            Kernel::Embed => pitch(k),
+            _ => pitch(k).max(pitch(v)),
+        };
         let table = TableLayout::of(spec);
         let rope = spec.rope();
         // Keys of a word of the packed mask, keys of a tile elsewhere.
@@ -85,10 +112,9 @@ impl Variant {
             ("V_HEAD_DIM", spec.v_head_dim()),
             ("K4", k4),
             ("V4", v4),
-            ("K_WORDS", words(k4)),
-            ("V_WORDS", words(v4)),
+            ("WIDTH", width),
             ("Q_HEADS", spec.q_heads()),
-            ("KV_HEADS", spec.kv_heads()),
+            ("KV_HEADS", kv_heads),
             ("GROUP", spec.group()),
             ("ROWS", self.tile.rows),
             ("KEYS", keys),
@@ -101,6 +127,8 @@ impl Variant {
             ("TABLE4", table.words / 4),
             ("SINKS_AT", table.sinks),
             ("SLOPES_AT", table.slopes),
+            ("NO_LIST", NO_LIST),
+            ("LIST_WORDS", LIST_WORDS),
             ("NORM_AT", if self.kernel == Kernel::Append { table.k_norm } else { table.q_norm }),
             ("TURNS_AT", table.turns),
             ("ROPE_FIRST", rope.map_or(0, |r| r.first)),
@@ -113,7 +141,7 @@ impl Variant {
         let flags = [
             ("CAUSAL", spec.causal()),
             ("MAPPED", spec.mask().is_dense()),
-            ("NORM", spec.qk_norm().is_some()),
+            ("NORM", spec.qk_norm().is_some() && !self.is_embedded()),
             ("INTERLEAVED", rope.is_some_and(|r| r.pairing == crate::rope::Pairing::Interleaved)),
         ];
         let log2_e = f64::from(std::f32::consts::LOG2_E);
@@ -126,6 +154,14 @@ impl Variant {
             ("MAGNITUDE", rope.map_or(1.0, |r| r.magnitude()) as f32),
             ("HIDES", hides(spec.q_dtype())),
         ];
+        for (nth, dtype) in (0..).zip(Dtype::ALL) {
+            let _ = writeln!(text, "const {}: u32 = {nth}u;", dtype.name().to_uppercase());
+        }
+        for (side, (dtype, row)) in [("K", k), ("V", v)] {
+            for (name, value) in row_constants(dtype, row) {
+                let _ = writeln!(text, "const {side}_{name}: u32 = {value}u;");
+            }
+        }
         for (name, value) in unsigned {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
@@ -149,8 +185,12 @@ impl Variant {
             parts.push(source!("parts/params.wgsl"));
         }
         match self.kernel {
-            Kernel::Append => self.append_parts(&mut parts),
-            Kernel::Combine => self.output_parts(&mut parts),
+            Kernel::Append | Kernel::Embed => self.append_parts(&mut parts),
+            Kernel::Combine => self.combine_parts(&mut parts),
+            Kernel::CombineRotated => {
+                self.combine_parts(&mut parts);
+                parts.extend([source!("parts/rows.wgsl"), source!("parts/rotate.wgsl")]);
+            }
             Kernel::Pack => match self.spec.mask() {
                 Mask::Keep => parts.push(source!("parts/pack_keep.wgsl")),
                 _ => {
@@ -189,21 +229,14 @@ impl Variant {
             source!("parts/item.wgsl"),
             source!("parts/row.wgsl"),
             source!("parts/tiles.wgsl"),
-            source!("parts/contiguous.wgsl"),
+            source!("parts/words.wgsl"),
+            source!("parts/places.wgsl"),
+            source!("parts/pages.wgsl"),
             source!("parts/query.wgsl"),
             source!("parts/logits.wgsl"),
             source!("parts/emit.wgsl"),
-            source!("parts/keys.wgsl"),
         ]);
-        parts.push(match spec.kv_dtype() {
-            Dtype::F32 => source!("parts/kv_f32.wgsl"),
-            Dtype::F16 => source!("parts/kv_f16.wgsl"),
-            Dtype::Bf16 => source!("parts/kv_bf16.wgsl"),
-        });
-        parts.push(match spec.v_in_k() {
-            true => source!("parts/values_in_keys.wgsl"),
-            false => source!("parts/values.wgsl"),
-        });
+        self.cache_parts(parts);
         parts.push(match spec.softcap() {
             Some(_) => source!("parts/softcap.wgsl"),
             None => source!("parts/scale.wgsl"),
@@ -245,15 +278,67 @@ impl Variant {
         self.output_parts(parts);
     }
 
+    /// Four elements of a key or value, from what the cache stores.
+    fn cache_parts(&self, parts: &mut Vec<Source>) {
+        let (k, v) = (self.spec.k_dtype(), self.spec.v_dtype());
+        parts.extend(match k {
+            Dtype::F32 => [source!("parts/keys.wgsl"), source!("parts/k_f32.wgsl")],
+            Dtype::F16 => [source!("parts/keys.wgsl"), source!("parts/k_f16.wgsl")],
+            Dtype::Bf16 => [source!("parts/keys.wgsl"), source!("parts/k_bf16.wgsl")],
+            Dtype::Fp8 => [source!("parts/keys.wgsl"), source!("parts/k_fp8.wgsl")],
+            Dtype::Q8 | Dtype::Q4 => [source!("parts/keys_blocks.wgsl"), source!("parts/four_block.wgsl")],
+        });
+        if self.spec.v_in_k() {
+            parts.push(source!("parts/values_in_keys.wgsl"));
+        } else {
+            match v {
+                Dtype::F32 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_f32.wgsl")]),
+                Dtype::F16 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_f16.wgsl")]),
+                Dtype::Bf16 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_bf16.wgsl")]),
+                Dtype::Fp8 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_fp8.wgsl")]),
+                Dtype::Q8 | Dtype::Q4 => parts.push(source!("parts/values_blocks.wgsl")),
+            }
+            if v.is_blocked() && !k.is_blocked() {
+                parts.push(source!("parts/four_block.wgsl"));
+            }
+        }
+        for (dtype, part) in
+            [(Dtype::Bf16, source!("parts/bf16.wgsl")), (Dtype::Fp8, source!("parts/four_fp8.wgsl"))]
+        {
+            if [k, v].contains(&dtype) {
+                parts.push(part);
+            }
+        }
+    }
+
+    fn combine_parts(&self, parts: &mut Vec<Source>) {
+        parts.extend([source!("parts/words.wgsl"), source!("parts/merge_states.wgsl")]);
+        self.output_parts(parts);
+    }
+
     fn append_parts(&self, parts: &mut Vec<Source>) {
         let spec = &self.spec;
         self.embed_parts(parts);
-        parts.push(source!("parts/encode.wgsl"));
-        parts.push(match spec.kv_dtype() {
-            Dtype::F32 => source!("parts/word_f32.wgsl"),
-            Dtype::F16 => source!("parts/word_f16.wgsl"),
-            Dtype::Bf16 => source!("parts/word_bf16.wgsl"),
+        parts.extend([
+            source!("parts/rows.wgsl"),
+            source!("parts/encode_rows.wgsl"),
+            source!("parts/encode.wgsl"),
+            source!("parts/encode_fp8.wgsl"),
+            source!("parts/encode_block.wgsl"),
+        ]);
+        parts.push(match spec.rotated() {
+            true => source!("parts/rotate.wgsl"),
+            false => source!("parts/rotate_none.wgsl"),
         });
+        if self.kernel == Kernel::Embed {
+            parts.extend([source!("parts/slot_flat.wgsl"), source!("parts/append_no_values.wgsl")]);
+            return;
+        }
+        parts.extend([
+            source!("parts/words.wgsl"),
+            source!("parts/pages.wgsl"),
+            source!("parts/slot_pages.wgsl"),
+        ]);
         if spec.v_in_k() {
             parts.push(source!("parts/append_no_values.wgsl"));
             return;
@@ -267,6 +352,14 @@ impl Variant {
 
     /// A query or a new key: read, normalised, turned.
     fn embed_parts(&self, parts: &mut Vec<Source>) {
+        if self.is_embedded() {
+            parts.extend([
+                source!("parts/raw_f32.wgsl"),
+                source!("parts/norm_none.wgsl"),
+                source!("parts/rope_none.wgsl"),
+            ]);
+            return;
+        }
         self.raw_part(parts);
         parts.push(match self.spec.qk_norm() {
             Some(_) => source!("parts/norm_rms.wgsl"),
@@ -307,13 +400,38 @@ impl Variant {
 
     /// Whether some part calls `decode_f16`.
     fn reads_f16(&self) -> bool {
-        let [q, kv] = [self.spec.q_dtype(), self.spec.kv_dtype()].map(|dtype| dtype == Dtype::F16);
+        let [q, k, v] = [self.spec.q_dtype(), self.spec.k_dtype(), self.spec.v_dtype()]
+            .map(|dtype| dtype == Dtype::F16);
         match self.kernel {
-            Kernel::Append | Kernel::Merge => q,
+            Kernel::Append | Kernel::Embed | Kernel::Merge => q,
             Kernel::Pack => q && self.spec.mask() == Mask::Add,
             // Outputs in whole words can be read back, too.
-            Kernel::Combine => q && self.f16 != F16::Native,
-            kernel => kernel.attends() && (q || kv),
+            Kernel::Combine | Kernel::CombineRotated => q && self.f16 != F16::Native,
+            kernel => kernel.attends() && (q || k || v),
         }
     }
+}
+
+/// Elements that a row of a cache has room for, padding included.
+fn pitch((dtype, row): (Dtype, RowLayout)) -> u32 {
+    row.words * 32 / dtype.bits_per_element()
+}
+
+/// How a row lies in the cache, for `parts/encode_rows.wgsl` and the parts that read it: an invocation writes a unit.
+fn row_constants(dtype: Dtype, row: RowLayout) -> [(&'static str, u32); 7] {
+    let bits = dtype.bits_per_element();
+    let (units, per_unit, block) = match dtype.is_blocked() {
+        true => (row.headers, BLOCK, BLOCK),
+        false => (row.words, 32 / bits, 1),
+    };
+    let format = Dtype::ALL.iter().position(|other| *other == dtype).unwrap_or_default() as u32;
+    [
+        ("FORMAT", format),
+        ("BITS", bits),
+        ("WORDS", row.words),
+        ("UNITS", units),
+        ("PER_UNIT", per_unit),
+        ("BLOCK", block),
+        ("PITCH", pitch((dtype, row))),
+    ]
 }

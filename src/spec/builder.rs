@@ -39,7 +39,17 @@ impl SpecBuilder {
     }
     /// Storage of keys and values in the cache.
     pub fn kv_dtype(mut self, dtype: Dtype) -> Self {
-        self.0.kv_dtype = dtype;
+        (self.0.k_dtype, self.0.v_dtype) = (dtype, dtype);
+        self
+    }
+    /// Storage of values, where it differs from that of keys: after [`Self::kv_dtype`].
+    pub fn v_dtype(mut self, dtype: Dtype) -> Self {
+        self.0.v_dtype = dtype;
+        self
+    }
+    /// Rotates keys, values and queries (a Hadamard transform), and outputs back: for storage of few bits.
+    pub fn rotated(mut self, rotated: bool) -> Self {
+        self.0.rotated = rotated;
         self
     }
     /// What multiplies `q k^T`: any number of magnitude 2.3e38 or less.
@@ -131,7 +141,15 @@ fn check_shape(spec: &AttentionSpec) -> Result<(), Error> {
         let needed = format!("values lie in keys, which have {} elements", spec.head_dim);
         return Err(Error::field("v_head_dim", spec.v_head_dim, needed));
     }
-    if spec.q_dtype == Dtype::Bf16 {
+    if spec.v_in_k && spec.v_dtype != spec.k_dtype {
+        let needed = format!("values lie in keys, which are stored as {}", spec.k_dtype);
+        return Err(Error::field("v_dtype", spec.v_dtype, needed));
+    }
+    if spec.v_in_k && spec.rotated {
+        let needed = "values lie in keys: a part of a rotated key cannot be turned back";
+        return Err(Error::field("rotated", true, needed));
+    }
+    if !matches!(spec.q_dtype, Dtype::F32 | Dtype::F16) {
         return Err(Error::field("q_dtype", spec.q_dtype, "queries and outputs are stored as f32 or f16"));
     }
     Ok(())

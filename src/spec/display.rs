@@ -8,7 +8,11 @@ impl std::fmt::Display for AttentionSpec {
         let (q_heads, kv_heads, group) = (self.q_heads, self.kv_heads, self.group());
         write!(f, "{q_heads}/{kv_heads} heads (group {group}), head_dim {}, ", self.head_dim)?;
         let place = if self.v_in_k { " in keys" } else { "" };
-        write!(f, "v_head_dim {}{place}, q {}, kv {}", self.v_head_dim, self.q_dtype, self.kv_dtype)?;
+        write!(f, "v_head_dim {}{place}, q {}, kv {}", self.v_head_dim, self.q_dtype, self.k_dtype)?;
+        if self.v_dtype != self.k_dtype {
+            write!(f, " and {}", self.v_dtype)?;
+        }
+        f.write_str(if self.rotated { " rotated" } else { "" })?;
         f.write_str(if self.causal { ", causal" } else { ", full" })?;
         match (self.window_left, self.window_right) {
             (None, None) => {}

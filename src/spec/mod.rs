@@ -5,6 +5,7 @@ mod builder;
 mod display;
 mod dtype;
 mod mask;
+mod row;
 
 use std::ops::Range;
 
@@ -14,6 +15,7 @@ pub use alibi::alibi_slopes;
 pub use builder::{MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, SpecBuilder};
 pub use dtype::Dtype;
 pub use mask::{Mask, MaskLayout, hides};
+pub use row::RowLayout;
 
 /// A validated attention problem: everything that kernels are compiled for. Made by [`AttentionSpec::builder`].
 ///
@@ -46,7 +48,9 @@ pub struct AttentionSpec {
     v_head_dim: u32,
     v_in_k: bool,
     q_dtype: Dtype,
-    kv_dtype: Dtype,
+    k_dtype: Dtype,
+    v_dtype: Dtype,
+    rotated: bool,
     scale: f32,
     softcap: Option<f32>,
     alibi: Option<Vec<f32>>,
@@ -69,7 +73,9 @@ impl AttentionSpec {
             v_head_dim: head_dim,
             v_in_k: false,
             q_dtype: Dtype::F32,
-            kv_dtype: Dtype::F32,
+            k_dtype: Dtype::F32,
+            v_dtype: Dtype::F32,
+            rotated: false,
             scale: (1.0 / f64::from(head_dim.max(1)).sqrt()) as f32,
             softcap: None,
             alibi: None,
@@ -117,9 +123,18 @@ impl AttentionSpec {
     pub fn q_dtype(&self) -> Dtype {
         self.q_dtype
     }
-    /// Storage of keys and values in the cache.
-    pub fn kv_dtype(&self) -> Dtype {
-        self.kv_dtype
+    /// Storage of keys in the cache.
+    pub fn k_dtype(&self) -> Dtype {
+        self.k_dtype
+    }
+    /// Storage of values in the cache; that of keys where values lie in keys.
+    pub fn v_dtype(&self) -> Dtype {
+        self.v_dtype
+    }
+    /// Whether keys and values are rotated before they are stored, queries like the keys, and outputs back: products stay what they
+    /// are, and outliers spread over the elements of a row, which halves the error of few bits (QuaRot, arXiv 2404.00456).
+    pub fn rotated(&self) -> bool {
+        self.rotated
     }
     /// What multiplies `q k^T`.
     pub fn scale(&self) -> f32 {
@@ -185,9 +200,17 @@ impl AttentionSpec {
         self.sinks || self.qk_norm.is_some()
     }
 
-    /// Bytes that one token takes in one layer of the cache, without padding.
+    /// How a key lies in the cache.
+    pub fn k_row(&self) -> RowLayout {
+        RowLayout::of(self.k_dtype, self.head_dim)
+    }
+    /// How a value lies in the cache; of no words where values lie in keys.
+    pub fn v_row(&self) -> RowLayout {
+        RowLayout::of(self.v_dtype, if self.v_in_k { 0 } else { self.v_head_dim })
+    }
+
+    /// Bytes that one token takes in one layer of the cache, headers of blocks and padding to whole words included.
     pub fn kv_bytes_per_token(&self) -> u64 {
-        let values = if self.v_in_k { 0 } else { self.v_head_dim };
-        u64::from(self.kv_heads) * u64::from(self.head_dim + values) * u64::from(self.kv_dtype.bytes())
+        u64::from(self.kv_heads) * u64::from(self.k_row().bytes() + self.v_row().bytes())
     }
 }

@@ -1,0 +1,100 @@
+//! Work lists on their way to the GPU: one image of a buffer with a region for each list, uploaded at once.
+
+use crate::caps::Caps;
+use crate::error::Error;
+use crate::step::Launch;
+
+/// A place in the work buffer: bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) offset: u64,
+    pub(crate) size: u64,
+}
+
+/// The work buffer as it will be. Regions stay where they are from step to step while lists fit them, so bindings stay good.
+#[derive(Debug, Default)]
+pub(crate) struct Image {
+    bytes: Vec<u8>,
+    regions: Vec<Region>,
+    /// The region that the next list goes to.
+    next: usize,
+    /// Whether a region has grown since the buffer was made.
+    moved: bool,
+}
+
+impl Image {
+    /// Begins anew with the first region.
+    pub(crate) fn clear(&mut self) {
+        (self.next, self.moved) = (0, false);
+    }
+
+    /// Bytes of the buffer.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Whether bindings of the regions as they were are no longer good.
+    pub(crate) fn moved(&self) -> bool {
+        self.moved
+    }
+
+    /// Writes a list's head and items into the next region, and says what dispatches it.
+    pub(crate) fn launch<H: bytemuck::Pod, T: bytemuck::Pod>(
+        &mut self,
+        caps: &Caps,
+        (head, items): (&H, &[T]),
+        grid: [u32; 3],
+    ) -> Result<Launch, Error> {
+        let needed = if items.is_empty() { 0 } else { size_of::<H>() + size_of_val(items) };
+        check(caps, needed as u64, grid)?;
+        let before = self.next.checked_sub(1).and_then(|i| self.regions.get(i)).copied().unwrap_or_default();
+        let offset = (before.offset + before.size).next_multiple_of(u64::from(caps.offset_alignment));
+        let old = self.regions.get(self.next).copied().unwrap_or_default();
+        let size = match needed as u64 {
+            needed if needed <= old.size => old.size,
+            needed => needed.next_power_of_two().min(caps.binding_size),
+        };
+        let region = Region { offset, size };
+        if self.next == self.regions.len() {
+            self.regions.push(Region::default());
+        }
+        self.moved |= region != old;
+        self.regions[self.next] = region;
+        self.next += 1;
+        let end = (offset + size) as usize;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        if items.is_empty() {
+            return Ok(Launch { region, grid: [0; 3] });
+        }
+        let (at, head) = (offset as usize, bytemuck::bytes_of(head));
+        self.bytes[at..at + head.len()].copy_from_slice(head);
+        self.bytes[at + head.len()..at + needed].copy_from_slice(bytemuck::cast_slice(items));
+        Ok(Launch { region, grid })
+    }
+
+    /// Uploads all of it.
+    pub(crate) fn write(&self, queue: &wgpu::Queue, buffer: &wgpu::Buffer) {
+        if !self.bytes.is_empty() {
+            queue.write_buffer(buffer, 0, &self.bytes);
+        }
+    }
+}
+
+fn check(caps: &Caps, needed: u64, grid: [u32; 3]) -> Result<(), Error> {
+    let what = || "the work list of a step".to_owned();
+    let hint = "split the batch, or leave Options::chunk to the plan";
+    if needed > caps.binding_size {
+        let (limit, found) = ("max_storage_buffer_binding_size", caps.binding_size);
+        return Err(Error::Limit { what: what(), limit, needed, found, hint });
+    }
+    match grid.into_iter().find(|n| *n > caps.workgroups) {
+        Some(needed) => {
+            let limit = "max_compute_workgroups_per_dimension";
+            let (needed, found) = (needed.into(), caps.workgroups.into());
+            Err(Error::Limit { what: what(), limit, needed, found, hint })
+        }
+        None => Ok(()),
+    }
+}
