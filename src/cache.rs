@@ -6,8 +6,7 @@ use crate::caps::Caps;
 use crate::device::create_buffer;
 use crate::error::Error;
 use crate::pages::{SequenceId, SequenceTable};
-use crate::shader::row_fours;
-use crate::spec::{AttentionSpec, Dtype};
+use crate::spec::{AttentionSpec, Dtype, RowLayout};
 
 /// Shape of a [`KvCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +47,7 @@ impl std::fmt::Display for Entry {
     }
 }
 
-/// K and V of one layer, as `[sequence][kv_head][slot][dim]`, rows zero-padded to groups of four elements.
+/// K and V of one layer, as `[sequence][kv_head][slot][dim]`, rows as [`RowLayout`] has them.
 #[derive(Debug, Clone)]
 pub struct Layer {
     /// Keys.
@@ -174,11 +173,9 @@ impl KvCache {
 
 /// Bytes of K or V of one layer, checked against the device's limits.
 fn layer_bytes(spec: &AttentionSpec, shape: CacheShape, dim: u32, caps: &Caps) -> Result<u64, Error> {
-    let fours = u128::from(shape.sequences)
-        * u128::from(spec.kv_heads())
-        * u128::from(shape.capacity)
-        * u128::from(row_fours(dim));
-    let needed = u64::try_from(fours * 4 * u128::from(spec.kv_dtype().bytes())).unwrap_or(u64::MAX);
+    let rows = u128::from(shape.sequences) * u128::from(spec.kv_heads()) * u128::from(shape.capacity);
+    let row = RowLayout::of(spec.kv_dtype(), dim);
+    let needed = u64::try_from(rows * u128::from(row.bytes())).unwrap_or(u64::MAX);
     let what = || format!("K or V of one layer ({} sequences of {} tokens)", shape.sequences, shape.capacity);
     let hint = "use fewer sequences, a smaller capacity or a smaller kv_dtype, or request a higher limit from the adapter";
     let limits = [

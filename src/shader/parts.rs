@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{F16, Kernel, Source, TableLayout, Variant, row_fours, source};
 use crate::params::{MAP_KEYS, MAP_TILES};
-use crate::spec::{Dtype, Mask, hides};
+use crate::spec::{Dtype, Mask, RowLayout, hides};
 
 /// How a kernel uses a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Variant {
     pub(super) fn prelude(&self, text: &mut String) {
         let spec = &self.spec;
         let (k4, v4) = (row_fours(spec.head_dim()), row_fours(spec.v_head_dim()));
-        let words = |fours: u32| fours * spec.kv_dtype().bytes();
+        let words = |dim: u32| RowLayout::of(spec.kv_dtype(), dim).words;
         let table = TableLayout::of(spec);
         let rope = spec.rope();
         // Keys of a word of the packed mask, keys of a tile elsewhere.
@@ -85,8 +85,8 @@ impl Variant {
             ("V_HEAD_DIM", spec.v_head_dim()),
             ("K4", k4),
             ("V4", v4),
-            ("K_WORDS", words(k4)),
-            ("V_WORDS", words(v4)),
+            ("K_WORDS", words(spec.head_dim())),
+            ("V_WORDS", words(spec.v_head_dim())),
             ("Q_HEADS", spec.q_heads()),
             ("KV_HEADS", spec.kv_heads()),
             ("GROUP", spec.group()),
@@ -199,6 +199,9 @@ impl Variant {
             Dtype::F32 => source!("parts/kv_f32.wgsl"),
             Dtype::F16 => source!("parts/kv_f16.wgsl"),
             Dtype::Bf16 => source!("parts/kv_bf16.wgsl"),
+            // A spec cannot have these yet.
+            Dtype::Fp8 => source!("parts/four_fp8.wgsl"),
+            Dtype::Q8 | Dtype::Q4 => source!("parts/four_block.wgsl"),
         });
         parts.push(match spec.v_in_k() {
             true => source!("parts/values_in_keys.wgsl"),
@@ -253,6 +256,9 @@ impl Variant {
             Dtype::F32 => source!("parts/word_f32.wgsl"),
             Dtype::F16 => source!("parts/word_f16.wgsl"),
             Dtype::Bf16 => source!("parts/word_bf16.wgsl"),
+            // A spec cannot have these yet.
+            Dtype::Fp8 => source!("parts/encode_fp8.wgsl"),
+            Dtype::Q8 | Dtype::Q4 => source!("parts/encode_block.wgsl"),
         });
         if spec.v_in_k() {
             parts.push(source!("parts/append_no_values.wgsl"));

@@ -131,8 +131,15 @@ fn check_shape(spec: &AttentionSpec) -> Result<(), Error> {
         let needed = format!("values lie in keys, which have {} elements", spec.head_dim);
         return Err(Error::field("v_head_dim", spec.v_head_dim, needed));
     }
-    if spec.q_dtype == Dtype::Bf16 {
+    if !matches!(spec.q_dtype, Dtype::F32 | Dtype::F16) {
         return Err(Error::field("q_dtype", spec.q_dtype, "queries and outputs are stored as f32 or f16"));
+    }
+    if !matches!(spec.kv_dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
+        return Err(Error::field(
+            "kv_dtype",
+            spec.kv_dtype,
+            "no kernel reads it yet: it must be f32, f16 or bf16",
+        ));
     }
     Ok(())
 }

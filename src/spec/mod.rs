@@ -5,6 +5,7 @@ mod builder;
 mod display;
 mod dtype;
 mod mask;
+mod row;
 
 use std::ops::Range;
 
@@ -14,6 +15,7 @@ pub use alibi::alibi_slopes;
 pub use builder::{MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, SpecBuilder};
 pub use dtype::Dtype;
 pub use mask::{Mask, MaskLayout, hides};
+pub use row::RowLayout;
 
 /// A validated attention problem: everything that kernels are compiled for. Made by [`AttentionSpec::builder`].
 ///
@@ -188,6 +190,10 @@ impl AttentionSpec {
     /// Bytes that one token takes in one layer of the cache, without padding.
     pub fn kv_bytes_per_token(&self) -> u64 {
         let values = if self.v_in_k { 0 } else { self.v_head_dim };
-        u64::from(self.kv_heads) * u64::from(self.head_dim + values) * u64::from(self.kv_dtype.bytes())
+        let row = |dim: u32| {
+            let numbers = (dim * self.kv_dtype.bits_per_element()).div_ceil(8);
+            u64::from(numbers + RowLayout::of(self.kv_dtype, dim).headers * 4)
+        };
+        u64::from(self.kv_heads) * (row(self.head_dim) + row(values))
     }
 }
