@@ -78,6 +78,7 @@ mod pipeline;
 pub mod plan;
 #[cfg(feature = "cli")]
 pub mod profile;
+pub mod quant;
 pub mod reference;
 mod rope;
 pub mod shader;
@@ -99,7 +100,7 @@ pub use pages::SequenceId;
 pub use plan::{Family, Options, Plan};
 pub use rope::{Pairing, Rope, Scaling};
 pub use spec::{
-    AttentionSpec, Dtype, MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, Mask, MaskLayout, SpecBuilder,
+    AttentionSpec, Dtype, MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, Mask, MaskLayout, RowLayout, SpecBuilder,
     alibi_slopes, hides,
 };
 pub use step::Step;

@@ -50,7 +50,9 @@ fn a_spec_names_the_field_that_cannot_be() {
         assert_eq!(field(builder.build().unwrap_err()), name);
     }
     assert_eq!(field("f64".parse::<Dtype>().unwrap_err()), "dtype");
-    assert_eq!("bf16".parse(), Ok(Dtype::Bf16));
+    for dtype in Dtype::ALL {
+        assert_eq!(dtype.name().parse(), Ok(dtype));
+    }
 }
 
 #[test]

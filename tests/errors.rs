@@ -76,6 +76,8 @@ fn specs() {
         ("v_head_dim", plain().v_in_k(17).build()),
         ("v_head_dim", plain().v_in_k(0).build()),
         ("q_dtype", plain().q_dtype(Dtype::Bf16).build()),
+        ("q_dtype", plain().q_dtype(Dtype::Q8).build()),
+        ("kv_dtype", plain().kv_dtype(Dtype::Q4).build()),
         ("scale", plain().scale(f32::INFINITY).build()),
         ("softcap", plain().softcap(0.0).build()),
         ("softcap", plain().softcap(-30.0).build()),

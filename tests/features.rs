@@ -4,6 +4,7 @@
 mod common;
 
 use common::{FAMILIES, gpus, problem, with};
+use gqa::quant::stored;
 use gqa::verify::{Gpu, Output, Problem, ProblemMask, Runner, Setup, Tolerance, check, compare, merge, run};
 use gqa::{AttentionSpec, Dtype, Family, Mask, Pairing, Rope, SpecBuilder, alibi_slopes};
 
@@ -170,8 +171,9 @@ fn extremes_with_every_feature() {
                 let mut problem = problem(&spec, q_len, 150);
                 let s = &mut problem.sequences[0];
                 // Elements of up to 2 * 50: logits of up to 16 * 1e4 / 4.
-                for x in s.q.iter_mut().chain(&mut s.k) {
-                    *x = Dtype::F16.round(*x * magnitude);
+                for numbers in [&mut s.q, &mut s.k] {
+                    numbers.iter_mut().for_each(|x| *x *= magnitude);
+                    *numbers = stored(Dtype::F16, numbers);
                 }
                 // Outliers in one column: the others are held to their own size.
                 for value in s.v.chunks_mut(16).step_by(7) {

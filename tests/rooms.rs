@@ -4,8 +4,20 @@
 use std::path::{Path, PathBuf};
 
 /// Rooms that must not name `wgpu`: pure, and tested without a GPU.
-const PURE: [&str; 11] =
-    ["rope", "spec", "layout", "weights", "reference", "pages", "params", "shader", "plan", "caps", "batch"];
+const PURE: [&str; 12] = [
+    "rope",
+    "spec",
+    "layout",
+    "weights",
+    "reference",
+    "quant",
+    "pages",
+    "params",
+    "shader",
+    "plan",
+    "caps",
+    "batch",
+];
 /// Rooms that see the reference and the kernels: tests and what `gqa verify` and `gqa bench` are made of.
 const JUDGES: [&str; 2] = ["verify", "profile"];
 

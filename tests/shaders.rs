@@ -259,3 +259,18 @@ fn shaders_hold_plain_wgsl_only() {
     }
     assert!(files > 20);
 }
+
+/// Parts that no variant links yet: they stand alone.
+#[test]
+fn codecs_of_the_cache_are_valid() {
+    let text = concat!(
+        include_str!("../shaders/parts/four_fp8.wgsl"),
+        include_str!("../shaders/parts/four_block.wgsl"),
+        include_str!("../shaders/parts/encode_fp8.wgsl"),
+        include_str!("../shaders/parts/encode_block.wgsl"),
+    );
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)));
+    Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)));
+}

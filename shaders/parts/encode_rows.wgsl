@@ -20,11 +20,12 @@ fn encode_word(format: u32, first: u32) -> u32 {
 }
 
 fn measure_block(first: u32, count: u32, bits: u32) -> u32 {
-    var least = rows[first];
+    var least = block_number(rows[first]);
     var most = least;
     for (var i = 1u; i < count; i++) {
-        least = min(least, rows[first + i]);
-        most = max(most, rows[first + i]);
+        let x = block_number(rows[first + i]);
+        least = min(least, x);
+        most = max(most, x);
     }
     return block_header(least, most, f32((1u << bits) - 1u));
 }
@@ -32,7 +33,7 @@ fn measure_block(first: u32, count: u32, bits: u32) -> u32 {
 fn block_word(first: u32, header: u32, bits: u32) -> u32 {
     var word = 0u;
     for (var i = 0u; i < 32u / bits; i++) {
-        word |= block_quant(rows[first + i], header, (1u << bits) - 1u) << (i * bits);
+        word |= block_quant(block_number(rows[first + i]), header, (1u << bits) - 1u) << (i * bits);
     }
     return word;
 }

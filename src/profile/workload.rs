@@ -5,6 +5,7 @@ use crate::attention::{Attention, Bindings, Io};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache};
 use crate::plan::{Options, Traffic};
+use crate::quant::encode_row;
 use crate::spec::AttentionSpec;
 use crate::step::Step;
 use crate::verify::Gpu;
@@ -134,11 +135,15 @@ pub struct Row {
 
 /// Numbers of about +-0.5 in `dtype`, `bytes` bytes of them.
 fn small_numbers(rng: &mut fastrand::Rng, dtype: crate::Dtype, bytes: u64) -> Vec<u8> {
-    let mut number = || rng.f32() - 0.5;
-    let count = bytes / u64::from(dtype.bytes());
-    match dtype {
-        crate::Dtype::F32 => (0..count).flat_map(|_| number().to_le_bytes()).collect(),
-        crate::Dtype::F16 => (0..count).flat_map(|_| half::f16::from_f32(number()).to_le_bytes()).collect(),
-        crate::Dtype::Bf16 => (0..count).flat_map(|_| half::bf16::from_f32(number()).to_le_bytes()).collect(),
+    let mut all = Vec::new();
+    while (all.len() as u64) < bytes {
+        let words = match dtype.is_blocked() {
+            // Good as quants and as a header: 2^-9 times a quant, less a half.
+            true => vec![0xbf00_3b00 | (rng.u32(..) & 0x007f_007f)],
+            false => encode_row(dtype, &[(); 64].map(|()| rng.f32() - 0.5)).0,
+        };
+        all.extend_from_slice(bytemuck::cast_slice(&words));
     }
+    all.truncate(bytes as usize);
+    all
 }

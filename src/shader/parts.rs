@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use super::{F16, Kernel, Source, TableLayout, Variant, row_fours, source};
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST};
-use crate::quant::BLOCK;
 use crate::spec::{Dtype, Mask, RowLayout, hides};
 
 /// How a kernel uses a binding.
@@ -199,7 +198,11 @@ impl Variant {
                 }
             },
             Kernel::Classify => {
-                parts.extend([source!("parts/item.wgsl"), source!("parts/tiles.wgsl")]);
+                parts.extend([
+                    source!("parts/item.wgsl"),
+                    source!("parts/work.wgsl"),
+                    source!("parts/tiles.wgsl"),
+                ]);
                 parts.push(match self.spec.mask() {
                     Mask::Keep => source!("parts/judge_bits.wgsl"),
                     _ => source!("parts/judge_add.wgsl"),
@@ -227,6 +230,7 @@ impl Variant {
         let spec = &self.spec;
         parts.extend([
             source!("parts/item.wgsl"),
+            source!("parts/work.wgsl"),
             source!("parts/row.wgsl"),
             source!("parts/tiles.wgsl"),
             source!("parts/words.wgsl"),
@@ -421,7 +425,7 @@ fn pitch((dtype, row): (Dtype, RowLayout)) -> u32 {
 fn row_constants(dtype: Dtype, row: RowLayout) -> [(&'static str, u32); 7] {
     let bits = dtype.bits_per_element();
     let (units, per_unit, block) = match dtype.is_blocked() {
-        true => (row.headers, BLOCK, BLOCK),
+        true => (row.headers, RowLayout::BLOCK, RowLayout::BLOCK),
         false => (row.words, 32 / bits, 1),
     };
     let format = Dtype::ALL.iter().position(|other| *other == dtype).unwrap_or_default() as u32;

@@ -31,9 +31,20 @@ impl Tolerance {
     }
 
     /// For keys that were normalised and turned before they were stored, of at most `largest`.
-    fn of_keys(spec: &AttentionSpec, largest: f64) -> Self {
-        let stored = spec.kv_dtype().epsilon() * 1.01;
-        Self { atol: 2e-6 * largest + stored * 2e-4, rtol: 2e-6 + stored }
+    fn of_keys(dtype: Dtype, largest: f64) -> Self {
+        let stored = dtype.epsilon() * 1.01;
+        match dtype {
+            // A block's range is at most twice the largest; least and scale are bf16, rounded away from it.
+            Dtype::Q8 | Dtype::Q4 => {
+                Self { atol: 2.0 * largest * stored * 1.02 + 2e-6 * largest, rtol: 2e-6 }
+            }
+            // Half of its smallest number; it ends at 448.
+            Dtype::Fp8 => Self {
+                atol: 2e-6 * largest + stored / 64.0 + (largest - 448.0).max(0.0),
+                rtol: 2e-6 + stored,
+            },
+            _ => Self { atol: 2e-6 * largest + stored * 2e-4, rtol: 2e-6 + stored },
+        }
     }
 }
 
@@ -115,7 +126,7 @@ pub fn check(problem: &Problem, output: &Output) -> Result<(), String> {
             Some(keys) => {
                 let expected = problem.embedded_keys(i);
                 let largest = expected.iter().fold(0.0, |m, k| f64::max(m, k.abs()));
-                compare(&keys[i], &expected, Tolerance::of_keys(&problem.spec, largest))
+                compare(&keys[i], &expected, Tolerance::of_keys(problem.spec.kv_dtype(), largest))
             }
             None => Mismatch::default(),
         };
@@ -132,6 +143,7 @@ pub fn check(problem: &Problem, output: &Output) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::stored;
 
     const EXACT: Tolerance = Tolerance { atol: 0.0, rtol: 0.0 };
 
@@ -142,6 +154,18 @@ mod tests {
         assert!(!compare(&[1.0], &[1.0, 2.0], EXACT).passes());
         assert!(compare(&[f32::NEG_INFINITY], &[f64::NEG_INFINITY], EXACT).passes());
         assert!(!compare(&[-1e38], &[f64::NEG_INFINITY], EXACT).passes());
+    }
+
+    #[test]
+    fn stored_keys_lie_within_their_tolerance() {
+        for dtype in Dtype::ALL {
+            for size in [1e-3_f32, 1.0, 100.0, 1000.0] {
+                let keys: Vec<f32> = (0..640).map(|i| (i as f32 * 0.37).sin() * size).collect();
+                let expected: Vec<f64> = keys.iter().map(|x| f64::from(*x)).collect();
+                let found = compare(&stored(dtype, &keys), &expected, Tolerance::of_keys(dtype, size.into()));
+                assert!(found.passes(), "{dtype}, {size}: {found}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A ragged attention problem with its data, and how its tensors are arranged in memory.
 
 use crate::layout::{Layout, Shape};
+use crate::quant;
 use crate::reference;
 use crate::spec::{AttentionSpec, Dtype, Mask, MaskLayout};
 use crate::weights::LayerWeights;
@@ -126,15 +127,22 @@ impl Problem {
     /// The reference's answer of every sequence, on what the cache stores: `keys` where a device has been asked, else what it
     /// should store.
     pub fn answers(&self, keys: Option<&[Vec<f32>]>) -> Vec<reference::Answer> {
-        let round = |x: f32| self.spec.kv_dtype().round(x);
+        let stored = |rows: &[f32], dim: u32| -> Vec<f32> {
+            let rows = rows.chunks(dim as usize);
+            rows.flat_map(|row| quant::stored(self.spec.kv_dtype(), row)).collect()
+        };
+        let (dim, v_dim) = (self.spec.head_dim(), self.spec.v_head_dim());
         let answer = |nth: usize| {
             let s = &self.sequences[nth];
             let k: Vec<f32> = match keys {
                 Some(keys) => keys[nth].clone(),
-                None if self.embeds() => self.embedded_keys(nth).iter().map(|x| round(*x as f32)).collect(),
-                None => s.k.iter().map(|x| round(*x)).collect(),
+                None if self.embeds() => {
+                    let keys: Vec<f32> = self.embedded_keys(nth).iter().map(|x| *x as f32).collect();
+                    stored(&keys, dim)
+                }
+                None => stored(&s.k, dim),
             };
-            let v: Vec<f32> = s.v.iter().map(|x| round(*x)).collect();
+            let v = stored(&s.v, v_dim);
             reference::attention(&self.spec, &self.reference(nth, (&k, &v)))
         };
         (0..self.sequences.len()).map(answer).collect()
@@ -191,7 +199,7 @@ impl ProblemMask {
         let [sequences, heads, tokens, keys] = self.extents;
         let encode = |x: f32| match spec.mask() {
             Mask::Keep => vec![if x == 0.0 { 0 } else { 0x80 }],
-            _ => encode(spec.q_dtype(), x),
+            _ => encode(spec.q_dtype(), &[x]),
         };
         let size = encode(0.0).len();
         let mut bytes = Vec::new();
@@ -221,7 +229,7 @@ impl Tensor {
     pub(crate) fn new(arrangement: Arrangement, shape: Shape, dtype: Dtype) -> Self {
         let layout = arrangement.layout(shape);
         let elements = layout.extent(shape) as usize;
-        let nan = encode(dtype, f32::NAN);
+        let nan = encode(dtype, &[f32::NAN]);
         Self { layout, shape, dtype, bytes: nan.repeat(elements.next_multiple_of(2)) }
     }
 
@@ -231,9 +239,7 @@ impl Tensor {
         let size = self.dtype.bytes() as usize;
         for (i, row) in rows.chunks(dim).enumerate() {
             let at = self.index(first as usize + i / heads, i % heads) * size;
-            for (j, x) in row.iter().enumerate() {
-                self.bytes[at + j * size..][..size].copy_from_slice(&encode(self.dtype, *x));
-            }
+            self.bytes[at..at + row.len() * size].copy_from_slice(&encode(self.dtype, row));
         }
     }
 
@@ -245,7 +251,7 @@ impl Tensor {
             for head in 0..self.shape.heads {
                 let at = self.index(token as usize, head as usize) * size;
                 let row = &self.bytes[at..at + self.shape.dim as usize * size];
-                rows.extend(row.chunks(size).map(|bytes| decode(self.dtype, bytes)));
+                rows.extend(decode(self.dtype, row));
             }
         }
         rows
@@ -260,8 +266,11 @@ impl Tensor {
                 inside[at..at + self.shape.dim as usize].fill(true);
             }
         }
-        let elements = self.bytes.chunks(self.dtype.bytes() as usize).map(|bytes| decode(self.dtype, bytes));
-        elements.zip(inside).filter(|(x, inside)| !inside && !x.is_nan()).count()
+        decode(self.dtype, &self.bytes)
+            .into_iter()
+            .zip(inside)
+            .filter(|(x, inside)| !inside && !x.is_nan())
+            .count()
     }
 
     fn index(&self, token: usize, head: usize) -> usize {
@@ -270,19 +279,40 @@ impl Tensor {
     }
 }
 
-pub(crate) fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => x.to_le_bytes().to_vec(),
-        Dtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
-        Dtype::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
-    }
+/// Elements of a caller's tensor, which has no blocks, as bytes.
+fn encode(dtype: Dtype, row: &[f32]) -> Vec<u8> {
+    let (words, _) = quant::encode_row(dtype, row);
+    let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    bytes.truncate(row.len() * dtype.bytes() as usize);
+    bytes
 }
 
-pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> f32 {
-    match (dtype, bytes) {
-        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        (Dtype::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
-        (Dtype::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
-        _ => f32::NAN,
+fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+    let words: Vec<u32> = bytes.chunks(4).map(word).collect();
+    quant::decode_row(dtype, bytes.len() as u32 / dtype.bytes(), &words, &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_give_back_what_was_written() {
+        for arrangement in [Arrangement::TokensHeads, Arrangement::HeadsTokens, Arrangement::Gaps] {
+            for (dtype, dim) in [(Dtype::F32, 1), (Dtype::F32, 5), (Dtype::F16, 1), (Dtype::F16, 7)] {
+                let mut tensor = Tensor::new(arrangement, Shape { tokens: 3, heads: 2, dim }, dtype);
+                let rows: Vec<f32> = (0..2 * 2 * dim).map(|i| i as f32 - 0.5).collect();
+                tensor.write(1, &rows);
+                assert_eq!(tensor.read(1, 2), rows);
+                assert!(tensor.read(0, 1).iter().all(|x| x.is_nan()));
+                assert_eq!(tensor.strays(), 0);
+                if arrangement == Arrangement::Gaps {
+                    let size = dtype.bytes() as usize;
+                    tensor.bytes[size..2 * size].fill(0);
+                    assert_eq!(tensor.strays(), 1);
+                }
+            }
+        }
     }
 }

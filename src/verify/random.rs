@@ -5,6 +5,7 @@ use fastrand::Rng;
 use super::problem::{Arrangement, Problem, ProblemMask, ProblemSequence, Weights};
 use super::runner::Setup;
 use crate::plan::{Family, Options};
+use crate::quant::stored;
 use crate::rope::{Pairing, Rope, Scaling};
 use crate::spec::{AttentionSpec, Dtype, Mask, SpecBuilder, alibi_slopes};
 
@@ -153,9 +154,12 @@ fn random_mask(rng: &mut Rng, problem: &Problem) -> Option<ProblemMask> {
                 (Mask::Keep, hidden) => f32::from(u8::from(!hidden)),
                 (_, true) => f32::NEG_INFINITY,
                 (_, false) if kind == 2 => 0.0,
-                _ => spec.q_dtype().round(normal(rng)),
+                _ => normal(rng),
             });
         }
+    }
+    if spec.mask() == Mask::Add {
+        values = stored(spec.q_dtype(), &values);
     }
     Some(ProblemMask { extents, values, gaps: rng.bool() })
 }
@@ -186,13 +190,11 @@ fn random_sequence(rng: &mut Rng, spec: &AttentionSpec) -> ProblemSequence {
         1 => Some(0),
         _ => None,
     };
-    let mut data =
-        |count: u32, dtype: Dtype| -> Vec<f32> { (0..count).map(|_| dtype.round(normal(rng))).collect() };
-    let dtype = spec.q_dtype();
-    let q = data(q_len * spec.q_heads() * spec.head_dim(), dtype);
-    let k = data(kv_len * spec.kv_heads() * spec.head_dim(), dtype);
+    let mut data = |count: u32| stored(spec.q_dtype(), &(0..count).map(|_| normal(rng)).collect::<Vec<_>>());
+    let q = data(q_len * spec.q_heads() * spec.head_dim());
+    let k = data(kv_len * spec.kv_heads() * spec.head_dim());
     let values = if spec.v_in_k() { 0 } else { spec.v_head_dim() };
-    let v = data(kv_len * spec.kv_heads() * values, dtype);
+    let v = data(kv_len * spec.kv_heads() * values);
     let history = match &tree {
         // Draft tokens have their positions only in the step that knows their tree.
         Some(tree) => rng.u32(..=kv_len - tree.len() as u32),

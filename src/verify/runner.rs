@@ -1,7 +1,7 @@
 //! Runs a problem on a device, through the public API: append in two steps, attend, read back.
 
 use super::adapters::Gpu;
-use super::problem::{Problem, ProblemMask, ProblemSequence, Tensor, decode};
+use super::problem::{Problem, ProblemMask, ProblemSequence, Tensor};
 use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache};
@@ -9,8 +9,8 @@ use crate::error::Error;
 use crate::layout::Shape;
 use crate::pages::SequenceId;
 use crate::plan::Options;
-use crate::shader::row_fours;
-use crate::spec::{AttentionSpec, Dtype};
+use crate::quant::decode_row;
+use crate::spec::{AttentionSpec, Dtype, RowLayout};
 
 /// How a problem is run.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +79,7 @@ impl<'a> Runner<'a> {
         };
         let mut cache = KvCache::new(&gpu.device, &problem.spec, shape).map_err(text)?;
         for buffer in cache.layers().iter().flat_map(|layer| [&layer.k, &layer.v]) {
-            // All ones is NaN in f32, f16 and bf16.
+            // All ones is NaN in every type, as a header too.
             gpu.queue.write_buffer(buffer, 0, &vec![0xff; buffer.size() as usize]);
         }
         let mut ids = Vec::new();
@@ -224,17 +224,19 @@ impl Call<'_> {
     fn stored_keys(&self, cache: &KvCache) -> Result<Vec<Vec<f32>>, String> {
         let spec = &self.problem.spec;
         let bytes = self.gpu.download(&cache.layers()[LAYER as usize].k)?;
-        let size = spec.kv_dtype().bytes() as usize;
-        let row = row_fours(spec.head_dim()) as usize * 4 * size;
-        let sequences = cache.table().sequences() as usize;
-        let slots = bytes.len() / (row * spec.kv_heads() as usize * sequences);
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        let (dtype, dim, layout) =
+            (spec.kv_dtype(), spec.head_dim(), RowLayout::of(spec.kv_dtype(), spec.head_dim()));
+        let rows = bytes.len() / layout.bytes() as usize;
+        let (numbers, headers) = words.split_at(rows * layout.words as usize);
+        let slots = rows / (spec.kv_heads() * cache.table().sequences()) as usize;
         let keys = |(nth, s): (usize, &ProblemSequence)| {
             let mut keys = Vec::new();
             for key in 0..s.kv_len as usize {
                 for head in 0..spec.kv_heads() as usize {
-                    let at = ((nth * spec.kv_heads() as usize + head) * slots + key) * row;
-                    let elements = bytes[at..at + row].chunks(size).take(spec.head_dim() as usize);
-                    keys.extend(elements.map(|x| decode(spec.kv_dtype(), x)));
+                    let row = (nth * spec.kv_heads() as usize + head) * slots + key;
+                    let numbers = &numbers[row * layout.words as usize..];
+                    keys.extend(decode_row(dtype, dim, numbers, &headers[row * layout.headers as usize..]));
                 }
             }
             keys

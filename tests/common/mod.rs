@@ -20,7 +20,8 @@ pub(crate) fn with(family: Family) -> Setup {
 pub(crate) fn problem(spec: &AttentionSpec, q_len: u32, kv_len: u32) -> Problem {
     let mut problem = random_problem_of(spec, 7);
     let numbers = |n: u32, step: f32| -> Vec<f32> {
-        (0..n).map(|i| spec.q_dtype().round((i as f32 * step).sin() * 2.0)).collect()
+        let row: Vec<f32> = (0..n).map(|i| (i as f32 * step).sin() * 2.0).collect();
+        gqa::quant::stored(spec.q_dtype(), &row)
     };
     problem.sequences = vec![ProblemSequence {
         q_len,

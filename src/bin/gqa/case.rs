@@ -154,7 +154,7 @@ impl Case {
     /// # Errors
     /// [`CaseError::Spec`].
     pub(crate) fn problem(&self, dtype: Dtype, kv_dtype: Dtype) -> Result<Problem, CaseError> {
-        let round = |x: &[f32]| x.iter().map(|x| dtype.round(*x)).collect();
+        let round = |x: &[f32]| gqa::quant::stored(dtype, x);
         let mask = |mask: &CaseMask| ProblemMask { values: round(&mask.mask.values), ..mask.mask.clone() };
         let sequence = |s: &ProblemSequence| ProblemSequence {
             q: round(&s.q),

@@ -287,12 +287,17 @@ fn tolerances(case: &Case, problem: &Problem) -> [Tolerance; 2] {
     let outputs = |dtype: Dtype| match dtype {
         Dtype::F32 => tolerance(1e-5, 2e-6),
         Dtype::F16 => tolerance(2e-3, 1e-3),
-        Dtype::Bf16 => tolerance(1.6e-2, 8e-3),
+        // Outputs have no other type, here or in a file.
+        _ => tolerance(1.6e-2, 8e-3),
     };
     // Rounded logits of a peaked softmax move whole weights, so these are larger.
     let inputs = |(from, to): (Dtype, Dtype)| match to {
         Dtype::F16 if from != to => tolerance(6e-3, 1e-3),
         Dtype::Bf16 if from != to => tolerance(8e-2, 8e-3),
+        // Three times the largest errors of tests/accuracy.rs.
+        Dtype::Fp8 => tolerance(1.2, 8e-3),
+        Dtype::Q8 => tolerance(0.2, 8e-3),
+        Dtype::Q4 => tolerance(4.0, 8e-3),
         _ => outputs(Dtype::F32),
     };
     let [q_file, k_file, v_file] = case.stored;
