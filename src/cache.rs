@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::device::create_buffer;
 use crate::error::Error;
-use crate::pages::{SequenceId, SequenceTable};
+use crate::pages::{PoolShape, SequenceId, SequenceTable};
 use crate::shader::row_fours;
 use crate::spec::{AttentionSpec, Dtype};
 
@@ -96,7 +96,10 @@ impl KvCache {
                 Ok(Layer { k, v })
             })
             .collect::<Result<_, Error>>()?;
-        let table = SequenceTable::new(shape.sequences, shape.capacity);
+        // Each sequence has one page.
+        let (page, pages) = (shape.capacity, shape.sequences);
+        let pool = PoolShape { page, pages, pages_per_shard: pages, window: None };
+        let table = SequenceTable::new(shape.sequences, shape.capacity, &[pool]);
         Ok(Self { entry: Entry::of(spec), table, layers })
     }
 
@@ -121,7 +124,8 @@ impl KvCache {
     /// # Errors
     /// [`Error::SequenceFull`], [`Error::StaleSequence`], [`Error::RepeatedSequence`]; all lengths are as before.
     pub fn extend(&mut self, growth: &[(SequenceId, u32)]) -> Result<(), Error> {
-        self.table.extend(growth)
+        // Without forks there is nothing to copy.
+        self.table.extend(growth, &mut Vec::new())
     }
 
     /// Forgets all but the first `len` tokens of a sequence.

@@ -74,6 +74,7 @@ impl Batch<'_> {
             }
             count("sequence.q_len * q_heads", u64::from(s.q_len) * u64::from(spec.q_heads()))?;
             count("sequence.kv_len + q_len", u64::from(kv_len) + u64::from(s.q_len))?;
+            let page = table.pages(s.id, 0)?.1.first().copied().unwrap_or(0);
             let token = s.token.unwrap_or(next);
             let new_token = s.new_token.unwrap_or(next_new);
             next = count("sequence.token + q_len", u64::from(token) + u64::from(s.q_len))?;
@@ -85,7 +86,7 @@ impl Batch<'_> {
                 q_len: s.q_len,
                 q_start: s.q_start(spec, kv_len)?,
                 kv_len,
-                cache_row: index * spec.kv_heads() * table.capacity(),
+                cache_row: page * spec.kv_heads() * table.capacity(),
                 ..StepSequence::default()
             };
             s.check_tree(spec, kv_len)?;

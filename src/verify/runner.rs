@@ -228,18 +228,19 @@ impl Call<'_> {
         let row = row_fours(spec.head_dim()) as usize * 4 * size;
         let sequences = cache.table().sequences() as usize;
         let slots = bytes.len() / (row * spec.kv_heads() as usize * sequences);
-        let keys = |(nth, s): (usize, &ProblemSequence)| {
+        let keys = |(id, s): (&SequenceId, &ProblemSequence)| {
             let mut keys = Vec::new();
+            let page = cache.table().pages(*id, 0).map_err(text)?.1.first().copied().unwrap_or(0) as usize;
             for key in 0..s.kv_len as usize {
                 for head in 0..spec.kv_heads() as usize {
-                    let at = ((nth * spec.kv_heads() as usize + head) * slots + key) * row;
+                    let at = ((page * spec.kv_heads() as usize + head) * slots + key) * row;
                     let elements = bytes[at..at + row].chunks(size).take(spec.head_dim() as usize);
                     keys.extend(elements.map(|x| decode(spec.kv_dtype(), x)));
                 }
             }
-            keys
+            Ok(keys)
         };
-        Ok(self.problem.sequences.iter().enumerate().map(keys).collect())
+        self.ids.iter().zip(&self.problem.sequences).map(keys).collect()
     }
 }
 
