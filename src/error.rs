@@ -51,6 +51,18 @@ pub enum Error {
         /// Slots that it has.
         capacity: u32,
     },
+    /// Sequences would need more pages of the cache than are free.
+    #[error("the cache needs {needed} more pages of {slots} slots, but {free} are free: {hint}")]
+    CacheFull {
+        /// Pages that the call would need, beyond those that it gives back.
+        needed: u64,
+        /// Pages that are free.
+        free: u64,
+        /// Slots of a page.
+        slots: u32,
+        /// What would help.
+        hint: &'static str,
+    },
     /// Every sequence of the cache is open.
     #[error("all {capacity} sequences of the cache are open: close one, or create the cache with more")]
     NoFreeSequence {

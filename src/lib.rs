@@ -96,7 +96,7 @@ pub use device::{WANTED_FEATURES, device_descriptor};
 pub use error::Error;
 pub use layout::{Layout, Shape};
 pub use merge::{Merge, MergeLayout, MergeStep, Partial};
-pub use pages::SequenceId;
+pub use pages::{PoolUsage, SequenceId, Usage};
 pub use plan::{Family, Options, Plan};
 pub use rope::{Pairing, Rope, Scaling};
 pub use spec::{
