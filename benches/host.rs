@@ -14,9 +14,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let attention = Attention::new(&device, spec.clone(), Options::default())?;
     let mut cache = KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 256, capacity: 256 })?;
     let mut sequences = Vec::new();
+    let mut encoder = device.create_command_encoder(&Default::default());
     for i in 0..256 {
         let id = cache.open()?;
-        cache.extend(&[(id, i)])?;
+        cache.extend(&mut encoder, &[(id, i)])?;
         // Decodes, and a prefill now and then.
         sequences.push(Sequence::new(id, if i % 16 == 15 { i } else { 1.min(i) }));
     }

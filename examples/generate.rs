@@ -34,10 +34,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     for call in 0..=NEW_TOKENS {
         let tokens = if call == 0 { PROMPT } else { 1 };
-        cache.extend(&[(sequence, tokens)])?;
+        let mut encoder = device.create_command_encoder(&Default::default());
+        cache.extend(&mut encoder, &[(sequence, tokens)])?;
         let sequences = [Sequence::new(sequence, tokens)];
         let step = attention.prepare(&queue, &cache, &Batch::new(&spec, &sequences))?;
-        let mut encoder = device.create_command_encoder(&Default::default());
         for layer in 0..LAYERS {
             let new = NewKv { k: k.as_entire_buffer_binding(), v: v.as_entire_buffer_binding() };
             attention.append(&mut encoder, &step, layer, new)?;

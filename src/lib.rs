@@ -36,14 +36,14 @@
 //!
 //! // A prompt of 100 tokens and, in the same call, the next token of another sequence.
 //! let (prompt, chat) = (cache.open()?, cache.open()?);
-//! cache.extend(&[(prompt, 100), (chat, 1)])?;
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! cache.extend(&mut encoder, &[(prompt, 100), (chat, 1)])?;
 //! let sequences = [Sequence::new(prompt, 100), Sequence::new(chat, 1)];
 //! let step = attention.prepare(&queue, &cache, &Batch::new(&spec, &sequences))?;
 //!
 //! // The model's own tensors, [tokens, heads, dim]; other strides go into the batch.
 //! let (q, out) = (tensor(101 * 32 * 128), tensor(101 * 32 * 128));
 //! let (k, v) = (tensor(101 * 8 * 128), tensor(101 * 8 * 128));
-//! let mut encoder = device.create_command_encoder(&Default::default());
 //! for layer in 0..2 {
 //!     let new = NewKv { k: k.as_entire_buffer_binding(), v: v.as_entire_buffer_binding() };
 //!     attention.append(&mut encoder, &step, layer, new)?;
@@ -84,13 +84,16 @@ mod rope;
 pub mod shader;
 mod spec;
 mod step;
+mod upload;
 #[cfg(feature = "cli")]
 pub mod verify;
 mod weights;
 
 pub use attention::{Attention, Bindings, Io, NewKv};
 pub use batch::{Batch, Sequence};
-pub use cache::{CacheShape, KvCache, Layer};
+pub use cache::{CacheShape, KvCache, Layer, PagedShape, Shard};
+#[cfg(feature = "safetensors")]
+pub use cache::Snapshot;
 pub use caps::Caps;
 pub use device::{WANTED_FEATURES, device_descriptor};
 pub use error::Error;

@@ -140,7 +140,7 @@ fn prepare(
     let mut cache =
         KvCache::new(&device, spec, CacheShape { layers: 1, sequences: 1, capacity: 100 }).unwrap();
     let id = cache.open().unwrap();
-    cache.extend(&[(id, 20)]).unwrap();
+    grow(&device, &mut cache, &[(id, 20)]).unwrap();
     let mut sequence = Sequence::new(id, 4);
     change(&mut sequence);
     attention.prepare(&queue, &cache, &Batch { mask, ..Batch::new(spec, &[sequence]) }).map(drop)
@@ -191,7 +191,7 @@ fn views() {
     let shape = CacheShape { layers: 2, sequences: 1, capacity: 100 };
     let mut cache = KvCache::new(&device, &spec, shape).unwrap();
     let id = cache.open().unwrap();
-    cache.extend(&[(id, 20)]).unwrap();
+    grow(&device, &mut cache, &[(id, 20)]).unwrap();
     let sequences = [Sequence::new(id, 4)];
     let batch = Batch::new(&spec, &sequences).with_mask(MaskLayout::dense([1, 1, 4, 20]));
     let step = attention.prepare(&queue, &cache, &batch).unwrap();
@@ -269,4 +269,9 @@ fn a_table_beyond_a_uniform_binding_is_refused() {
     let spec = AttentionSpec::builder(65_535, 1, 8).sinks(true).build().unwrap();
     let error = Attention::new(&device, spec, Options::default()).unwrap_err();
     assert_names(vec![("max_uniform_buffer_binding_size", Err::<(), _>(error))]);
+}
+
+/// Makes room; nothing is shared, so nothing is copied.
+fn grow(device: &wgpu::Device, cache: &mut KvCache, growth: &[(SequenceId, u32)]) -> Result<(), Error> {
+    cache.extend(&mut device.create_command_encoder(&Default::default()), growth)
 }

@@ -24,12 +24,12 @@ impl Attention {
     /// let attention = Attention::new(&device, spec.clone(), Options::default())?;
     /// let mut cache = KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 2, capacity: 50 })?;
     /// let (a, b) = (cache.open()?, cache.open()?);
-    /// cache.extend(&[(a, 50), (b, 50)])?;
+    /// let mut encoder = device.create_command_encoder(&Default::default());
+    /// cache.extend(&mut encoder, &[(a, 50), (b, 50)])?;
     /// // One mask of 50 x 50 bytes for each sequence, the same for all heads.
     /// let sequences = [Sequence::new(a, 50), Sequence::new(b, 50)];
     /// let batch = Batch::new(&spec, &sequences).with_mask(MaskLayout::dense([2, 1, 50, 50]));
     /// let step = attention.prepare(&queue, &cache, &batch)?;
-    /// let mut encoder = device.create_command_encoder(&Default::default());
     /// attention.mask(&mut encoder, &step, mask.as_entire_buffer_binding())?;
     /// # Ok::<(), gqa::Error>(())
     /// ```

@@ -262,7 +262,7 @@ impl Attention {
             let problem = "Io::lse and Batch::lse go together";
             return Err(Error::Buffer { name: "lse", problem, needed, found });
         }
-        if step.attends().next().is_none() {
+        if step.attends().next().is_none() && step.combine.get().is_none() {
             return Ok(bindings);
         }
         if step.needs.mask.is_some() && !step.masked.load(Ordering::Relaxed) {

@@ -4,7 +4,7 @@ use super::share::{Candidate, share};
 use super::{Batch, Sequence};
 use crate::error::Error;
 use crate::layout::Shape;
-use crate::pages::SequenceTable;
+use crate::pages::{PoolShape, SequenceTable};
 use crate::params::PackItem;
 use crate::plan::{Cut, MaskPlace, Plan, Span, StepAppend, StepInput, StepSequence};
 use crate::spec::{AttentionSpec, Mask, MaskLayout};
@@ -266,10 +266,10 @@ impl Resolved {
     /// Writes the page table of a sequence, in numbers of its shard, and where it goes from shard to shard.
     fn pages(&mut self, s: &Sequence<'_>, pool: Pool<'_>) -> Result<(u32, Span), Error> {
         let (first, pages) = pool.table.pages(s.id, pool.index)?;
-        let (page, per_shard) = (pool.table.page(pool.index), pool.table.pages_per_shard(pool.index));
+        let PoolShape { page, pages: all, pages_per_shard: per_shard, .. } = pool.table.shape(pool.index);
         let input = &mut self.input;
         let at = (input.words.len() as u32).wrapping_sub(first);
-        input.shards = pool.table.shards(pool.index);
+        input.shards = all.div_ceil(per_shard);
         let mut cuts = Span { first: input.cuts.len() as u32, count: 0 };
         if input.shards > 1 {
             for (nth, id) in (first + 1..).zip(pages) {

@@ -234,6 +234,25 @@ impl KvCache {
         Ok(self.copies.moves.len() as u32)
     }
 
+    /// Records copying all that the cache holds of a sequence into a buffer that can be mapped: the first half of saving it.
+    ///
+    /// # Errors
+    /// [`Error::StaleSequence`], [`Error::OutOfMemory`]; [`Error::Limit`] when the device has no buffer as large.
+    #[cfg(feature = "safetensors")]
+    pub fn snapshot(&self, encoder: &mut wgpu::CommandEncoder, id: SequenceId) -> Result<Snapshot, Error> {
+        Snapshot::new(self, encoder, id)
+    }
+
+    /// Opens a sequence that was saved: [`Snapshot::to_bytes`]. Pages may be of another size, and windows shorter than they were.
+    ///
+    /// # Errors
+    /// [`Error::Field`] for bytes that are damaged, or saved from layers of another kind; [`Error::CacheFull`],
+    /// [`Error::SequenceFull`], [`Error::NoFreeSequence`].
+    #[cfg(feature = "safetensors")]
+    pub fn restore(&mut self, queue: &wgpu::Queue, bytes: &[u8]) -> Result<SequenceId, Error> {
+        saved::restore(self, queue, bytes)
+    }
+
     /// Tokens of a sequence, evicted ones included.
     ///
     /// # Errors

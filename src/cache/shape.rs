@@ -48,6 +48,12 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// KV heads.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn kv_heads(&self) -> u32 {
+        self.kv_heads
+    }
+
     pub(crate) fn of(spec: &AttentionSpec) -> Self {
         Self {
             kv_heads: spec.kv_heads(),

@@ -71,6 +71,52 @@ impl SequenceTable {
         Ok(())
     }
 
+    /// Opens a sequence of `len` tokens, of which the first `begin` are evicted and each pool has those from `kept` on: what was saved.
+    ///
+    /// # Errors
+    /// [`Error::Field`] where a pool's window reaches back further, [`Error::SequenceFull`], [`Error::CacheFull`],
+    /// [`Error::NoFreeSequence`]: all is as before.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn restore(
+        &mut self,
+        (len, begin): (u32, u32),
+        kept: &[u32],
+    ) -> Result<SequenceId, Error> {
+        let id = self.open()?;
+        let mut entry = Entry { len, begin, reserved: len, ..self.entries[id.index as usize].clone() };
+        let mut room = || {
+            if len > self.capacity {
+                let (sequence, capacity) = (id.index, self.capacity);
+                return Err(Error::SequenceFull { sequence, needed: len.into(), used: 0, capacity });
+            }
+            for (nth, (pool, kept)) in self.pools.iter().zip(kept).enumerate() {
+                let seen = entry.seen_from(len, pool.shape.window);
+                if begin > len || *kept > seen.max(begin) {
+                    let needed = format!("layers of this cache see the keys from {seen} on");
+                    return Err(Error::field("saved tokens", format!("from {kept} on"), needed));
+                }
+                let list = &mut entry.lists[nth];
+                (list.first, list.blank) = (seen / pool.shape.page, *kept);
+                let needed = u64::from(len.div_ceil(pool.shape.page).saturating_sub(list.first));
+                if needed > u64::from(pool.free_pages()) {
+                    return Err(pool.full(needed));
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = room() {
+            self.close(id)?;
+            return Err(error);
+        }
+        for (list, pool) in entry.lists.iter_mut().zip(&mut self.pools) {
+            while list.end() < len.div_ceil(pool.shape.page) {
+                list.pages.push(pool.take(list.pages.last().copied())?);
+            }
+        }
+        self.entries[id.index as usize] = entry;
+        Ok(id)
+    }
+
     /// That handles are valid and named once, and no sequence outgrows its capacity.
     fn check_growth(&mut self, growth: &[(SequenceId, u32)]) -> Result<(), Error> {
         self.scratch.stamp += 1;

@@ -4,8 +4,6 @@
 //! pages in each pool. Forks share pages until one of them writes, and whoever writes copies first. Where pages are as long as a
 //! sequence may get, and as many as there are sequences, each sequence lies in one piece.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "`cache` does not use all of it yet"))]
-
 mod check;
 mod defragment;
 mod grow;
@@ -120,6 +118,11 @@ impl SequenceTable {
         self.capacity
     }
 
+    /// The shape of a pool.
+    pub(crate) fn shape(&self, pool: usize) -> PoolShape {
+        self.pools[pool].shape
+    }
+
     /// Sequences that can be open at once.
     pub(crate) fn sequences(&self) -> u32 {
         self.entries.len() as u32
@@ -200,7 +203,7 @@ impl SequenceTable {
     /// [`Error::StaleSequence`].
     pub(crate) fn live_from(&self, id: SequenceId, pool: usize) -> Result<u32, Error> {
         let entry = self.entry(id)?;
-        Ok(entry.begin.max(entry.lists[pool].first * self.pools[pool].shape.page))
+        Ok(entry.begin.max(entry.lists[pool].kept_from(&self.pools[pool])))
     }
 
     /// Whether sequences share a page of a pool.

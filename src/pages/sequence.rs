@@ -47,9 +47,16 @@ pub(super) struct PageList {
     /// Pages before these that were given back.
     pub(super) first: u32,
     pub(super) pages: Vec<u32>,
+    /// Tokens before this one never had content: it was restored without them.
+    pub(super) blank: u32,
 }
 
 impl PageList {
+    /// The first token that has a slot with content.
+    pub(super) fn kept_from(&self, pool: &Pool) -> u32 {
+        self.blank.max(self.first * pool.shape.page)
+    }
+
     /// One past the last page, counted from the sequence's start.
     pub(super) fn end(&self) -> u32 {
         self.first + self.pages.len() as u32
@@ -82,12 +89,15 @@ impl PageList {
         self.pages.drain(keep.min(self.pages.len())..).rev().for_each(|page| pool.release(page));
         // Where the page of the next token was given back with evicted ones, it comes again.
         self.first = self.first.min(len / pool.shape.page);
+        if len == 0 {
+            self.blank = 0;
+        }
     }
 
     /// Holds the pages of another sequence's first `len` tokens.
     pub(super) fn share(&mut self, from: &Self, len: u32, pool: &mut Pool) {
         let pages = len.div_ceil(pool.shape.page).saturating_sub(from.first) as usize;
-        self.first = from.first;
+        (self.first, self.blank) = (from.first, from.blank);
         self.pages.extend_from_slice(&from.pages[..pages.min(from.pages.len())]);
         self.pages.iter().for_each(|page| pool.hold(*page));
     }

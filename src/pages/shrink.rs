@@ -37,7 +37,7 @@ impl SequenceTable {
             return Err(Error::field("len", len, needed));
         }
         let least = entry.lists.iter().zip(&self.pools).filter_map(|(list, pool)| {
-            let (window, from) = (pool.shape.window, list.first * pool.shape.page);
+            let (window, from) = (pool.shape.window, list.kept_from(pool));
             (from > entry.seen_from(len, window)).then(|| from + window.unwrap_or(0))
         });
         if let Some(least) = least.max().filter(|_| len > 0) {

@@ -42,14 +42,18 @@ impl Workload {
         let cache_shape = CacheShape { layers: 1, sequences: shape.batch, capacity: shape.kv_len };
         let mut cache = KvCache::new(&gpu.device, spec, cache_shape)?;
         let mut sequences = Vec::new();
+        // Nothing is shared, so nothing is copied.
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
         for _ in 0..shape.batch {
             let id = cache.open()?;
-            cache.extend(&[(id, shape.kv_len)])?;
+            cache.extend(&mut encoder, &[(id, shape.kv_len)])?;
             sequences.push(Sequence { new_len: 0, ..Sequence::new(id, shape.q_len) });
         }
         let mut rng = fastrand::Rng::with_seed(1);
-        for buffer in cache.layers().iter().flat_map(|l| [&l.k, &l.v]) {
-            gpu.queue.write_buffer(buffer, 0, &small_numbers(&mut rng, spec.kv_dtype(), buffer.size()));
+        for shard in cache.layers().iter().flat_map(|layer| &layer.shards) {
+            for (buffer, dtype) in [(&shard.k, spec.k_dtype()), (&shard.v, spec.v_dtype())] {
+                gpu.queue.write_buffer(buffer, 0, &small_numbers(&mut rng, dtype, buffer.size()));
+            }
         }
         let step = attention.prepare(&gpu.queue, &cache, &Batch::new(spec, &sequences))?;
         let tokens = u64::from(shape.batch) * u64::from(shape.q_len) * u64::from(spec.q_heads());
@@ -86,7 +90,7 @@ impl Workload {
             q_len: self.shape.q_len,
             kv_len: self.shape.kv_len,
             batch: self.shape.batch,
-            kv_dtype: spec.kv_dtype().name(),
+            kv_dtype: spec.k_dtype().name(),
             median_s,
             min_s,
             bytes,

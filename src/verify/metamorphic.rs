@@ -30,13 +30,13 @@ pub const LAWS: [Law; 10] = [
 
 fn chunks(gpu: &Gpu, seed: u64) -> Result<(), String> {
     let problem = random_problem(seed);
-    let with = |chunk| Setup { options: Options { chunk: Some(chunk), ..Options::default() }, slack: 0 };
+    let with = |chunk| Setup { options: Options { chunk: Some(chunk), ..Options::default() }, ..Setup::default() };
     same(&problem, &run(gpu, &problem, &with(17))?, &run(gpu, &problem, &with(1 << 20))?)
 }
 
 fn families(gpu: &Gpu, seed: u64) -> Result<(), String> {
     let problem = random_problem(seed);
-    let with = |family| Setup { options: Options { family, ..Options::default() }, slack: 0 };
+    let with = |family| Setup { options: Options { family, ..Options::default() }, ..Setup::default() };
     same(&problem, &run(gpu, &problem, &with(Family::Auto))?, &run(gpu, &problem, &with(Family::Portable))?)
 }
 
@@ -165,7 +165,9 @@ fn plain(seed: u64, more: fn(SpecBuilder) -> SpecBuilder) -> Result<Problem, Str
     let builder = AttentionSpec::builder(spec.q_heads(), spec.kv_heads(), spec.head_dim())
         .v_head_dim(spec.v_head_dim())
         .q_dtype(spec.q_dtype())
-        .kv_dtype(spec.kv_dtype());
+        .kv_dtype(spec.k_dtype())
+        .v_dtype(spec.v_dtype())
+        .rotated(spec.rotated());
     let mut problem = random_problem_of(&more(builder).build().map_err(|e| e.to_string())?, seed);
     for s in &mut problem.sequences {
         (s.q_start, s.documents, s.tree, s.history) = (None, None, None, 0);

@@ -83,6 +83,23 @@ impl Weights {
     }
 }
 
+/// What a cache holds of a sequence, decoded: `[kv_len][kv_heads][dim]`, rotated where the spec rotates.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Stored {
+    /// Keys.
+    pub k: Vec<f32>,
+    /// Values; empty where they lie in keys.
+    pub v: Vec<f32>,
+}
+
+/// Rows rotated, or rotated back, where the spec rotates.
+fn rotated(spec: &AttentionSpec, mut rows: Vec<f64>, dim: u32) -> Vec<f64> {
+    if spec.rotated() {
+        rows.chunks_mut(dim as usize).for_each(quant::rotate_f64);
+    }
+    rows
+}
+
 /// A ragged problem.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
@@ -101,20 +118,38 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Whether keys are stored otherwise than they come.
-    pub fn embeds(&self) -> bool {
-        self.spec.rope().is_some() || self.spec.qk_norm().is_some()
+    /// Whether what is stored cannot be told to the last bit from what came: a device is asked for it.
+    pub fn must_ask(&self) -> bool {
+        let spec = &self.spec;
+        spec.rope().is_some()
+            || spec.qk_norm().is_some()
+            || spec.rotated()
+            || spec.k_dtype().is_blocked()
+            || spec.v_dtype().is_blocked()
     }
 
     /// The largest magnitude among the values of the `nth` sequence, before they are stored.
     pub fn largest_value(&self, nth: usize) -> f64 {
         let s = &self.sequences[nth];
         let embedded = if self.spec.v_in_k() { self.embedded_keys(nth) } else { Vec::new() };
-        let values = s.v.iter().map(|v| f64::from(v.abs())).chain(embedded.iter().map(|k| k.abs()));
+        let rotated = if self.spec.rotated() { self.expected_values(nth) } else { Vec::new() };
+        let others = embedded.iter().chain(&rotated).map(|x| x.abs());
+        let values = s.v.iter().map(|v| f64::from(v.abs())).chain(others);
         values.filter(|x| x.is_finite()).fold(0.0, f64::max)
     }
 
-    /// Keys of the `nth` sequence as the cache should hold them, but for rounding to its storage type.
+    /// Keys as the cache should hold them, but for rounding to its storage type: rotated where it rotates.
+    pub fn expected_keys(&self, nth: usize) -> Vec<f64> {
+        rotated(&self.spec, self.embedded_keys(nth), self.spec.head_dim())
+    }
+
+    /// Values as the cache should hold them, but for rounding.
+    pub fn expected_values(&self, nth: usize) -> Vec<f64> {
+        let values = self.sequences[nth].v.iter().map(|x| f64::from(*x)).collect();
+        rotated(&self.spec, values, self.spec.v_head_dim())
+    }
+
+    /// Keys of the `nth` sequence, normalised and turned.
     pub fn embedded_keys(&self, nth: usize) -> Vec<f64> {
         let (s, weights) = (&self.sequences[nth], &self.weights.k_norm);
         let heads = self.spec.kv_heads() as usize;
@@ -124,26 +159,29 @@ impl Problem {
             .collect()
     }
 
-    /// The reference's answer of every sequence, on what the cache stores: `keys` where a device has been asked, else what it
+    /// The reference's answer of every sequence, on what the cache stores: `stored` where a device has been asked, else what it
     /// should store.
-    pub fn answers(&self, keys: Option<&[Vec<f32>]>) -> Vec<reference::Answer> {
-        let stored = |rows: &[f32], dim: u32| -> Vec<f32> {
-            let rows = rows.chunks(dim as usize);
-            rows.flat_map(|row| quant::stored(self.spec.kv_dtype(), row)).collect()
+    pub fn answers(&self, stored: Option<&[Stored]>) -> Vec<reference::Answer> {
+        let (spec, dim, v_dim) = (&self.spec, self.spec.head_dim(), self.spec.v_head_dim());
+        let round = |rows: Vec<f64>, dtype: Dtype, dim: u32| -> Vec<f32> {
+            let rows: Vec<f32> = rows.iter().map(|x| *x as f32).collect();
+            rows.chunks(dim as usize).flat_map(|row| quant::stored(dtype, row)).collect()
         };
-        let (dim, v_dim) = (self.spec.head_dim(), self.spec.v_head_dim());
+        // Rotated back: the products are the same.
+        let back = |rows: &[f32], dim: u32| -> Vec<f32> {
+            let rows = rows.iter().map(|x| f64::from(*x)).collect();
+            rotated(spec, rows, dim).iter().map(|x| *x as f32).collect()
+        };
         let answer = |nth: usize| {
-            let s = &self.sequences[nth];
-            let k: Vec<f32> = match keys {
-                Some(keys) => keys[nth].clone(),
-                None if self.embeds() => {
-                    let keys: Vec<f32> = self.embedded_keys(nth).iter().map(|x| *x as f32).collect();
-                    stored(&keys, dim)
-                }
-                None => stored(&s.k, dim),
+            let (k, v) = match stored {
+                Some(stored) => (stored[nth].k.clone(), stored[nth].v.clone()),
+                None => (
+                    round(self.expected_keys(nth), spec.k_dtype(), dim),
+                    round(self.expected_values(nth), spec.v_dtype(), v_dim),
+                ),
             };
-            let v = stored(&s.v, v_dim);
-            reference::attention(&self.spec, &self.reference(nth, (&k, &v)))
+            let (k, v) = (back(&k, dim), back(&v, v_dim));
+            reference::attention(spec, &self.reference(nth, (&k, &v)))
         };
         (0..self.sequences.len()).map(answer).collect()
     }

@@ -45,15 +45,24 @@ fn random_spec(seed: u64) -> AttentionSpec {
     let dim = |rng: &mut Rng| if rng.bool() { pick(rng, &DIMS) } else { rng.u32(1..=160) };
     let head_dim = dim(&mut rng);
     let builder = AttentionSpec::builder(group * kv_heads, kv_heads, head_dim);
-    let builder = match rng.u32(..8) {
+    let shape = rng.u32(..8);
+    let in_keys = shape == 0;
+    let builder = match shape {
         0 => builder.v_in_k(rng.u32(1..=head_dim)),
         1..4 => builder.v_head_dim(dim(&mut rng)),
         _ => builder,
     };
     let builder = builder
         .q_dtype(if rng.u32(..3) == 0 { Dtype::F16 } else { Dtype::F32 })
-        .kv_dtype([Dtype::F32, Dtype::F16, Dtype::Bf16][rng.usize(..3)])
+        .kv_dtype(any_dtype(rng.usize(..12)))
         .causal(rng.u32(..4) != 0);
+    let builder = match rng.u32(..8) {
+        _ if in_keys => builder,
+        0 => builder.v_dtype(any_dtype(rng.usize(..12))),
+        1 | 2 => builder.rotated(true),
+        3 => builder.v_dtype(any_dtype(rng.usize(..12))).rotated(true),
+        _ => builder,
+    };
     let builder = match rng.u32(..4) {
         0 => builder.scale(rng.f32() - 0.3),
         _ => builder,
@@ -61,6 +70,11 @@ fn random_spec(seed: u64) -> AttentionSpec {
     let builder = random_features(&mut rng, builder, (group * kv_heads, head_dim));
     // Every draw is valid; were one not, another seed would do.
     builder.build().unwrap_or_else(|_| random_spec(seed.wrapping_add(1)))
+}
+
+/// Half of the time one of the ordinary types.
+fn any_dtype(nth: usize) -> Dtype {
+    *Dtype::ALL.get(nth).unwrap_or(&[Dtype::F32, Dtype::F16, Dtype::Bf16][nth % 3])
 }
 
 /// Each of the features with a chance of its own, so that all pairs of them meet.
@@ -251,5 +265,6 @@ pub fn random_setup(seed: u64) -> Setup {
             count_fetches: false,
         },
         slack: rng.u32(..5),
+        page: [None, Some(1), Some(16), Some(64), Some(8)][rng.usize(..5)],
     }
 }

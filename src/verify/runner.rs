@@ -1,24 +1,26 @@
 //! Runs a problem on a device, through the public API: append in two steps, attend, read back.
 
 use super::adapters::Gpu;
-use super::problem::{Problem, ProblemMask, ProblemSequence, Tensor};
+use super::problem::{Problem, ProblemMask, Stored, Tensor};
 use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
-use crate::cache::{CacheShape, KvCache};
+use crate::cache::{CacheShape, KvCache, PagedShape};
 use crate::error::Error;
 use crate::layout::Shape;
 use crate::pages::SequenceId;
 use crate::plan::Options;
 use crate::quant::decode_row;
-use crate::spec::{AttentionSpec, Dtype, RowLayout};
+use crate::spec::{AttentionSpec, Dtype};
 
 /// How a problem is run.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// Kernels, chunks, checks.
     pub options: Options,
-    /// Slots of a sequence beyond its tokens, filled with NaN.
+    /// Slots (or, in a paged cache, pages) of a sequence beyond its tokens, filled with NaN.
     pub slack: u32,
+    /// Slots of a page, where the cache is paged.
+    pub page: Option<u32>,
 }
 
 /// What a device answered, per sequence.
@@ -30,8 +32,8 @@ pub struct Output {
     pub lse: Vec<Vec<f32>>,
     /// Reads of four K or V elements, where they were counted.
     pub fetches: Option<u32>,
-    /// `[kv_len][kv_heads][head_dim]` per sequence, as the cache holds them, where that is not how they came.
-    pub keys: Option<Vec<Vec<f32>>>,
+    /// What the cache holds of each sequence, where that cannot be told from what came.
+    pub stored: Option<Vec<Stored>>,
 }
 
 /// Attention compiled on a device, ready to run problems of one spec.
@@ -40,6 +42,7 @@ pub struct Runner<'a> {
     gpu: &'a Gpu,
     attention: Attention,
     slack: u32,
+    page: Option<u32>,
 }
 
 /// The layer that problems use, of [`LAYERS`].
@@ -53,7 +56,7 @@ impl<'a> Runner<'a> {
     /// Whatever the library refuses.
     pub fn new(gpu: &'a Gpu, spec: &AttentionSpec, setup: &Setup) -> Result<Self, Error> {
         let attention = Attention::new(&gpu.device, spec.clone(), setup.options.clone())?;
-        Ok(Self { gpu, attention, slack: setup.slack })
+        Ok(Self { gpu, attention, slack: setup.slack, page: setup.page })
     }
 
     /// What was compiled.
@@ -71,14 +74,8 @@ impl<'a> Runner<'a> {
             self.attention.set_weights(LAYER, &problem.weights.as_layer()).map_err(text)?;
         }
         let (gpu, attention) = (self.gpu, &self.attention);
-        let longest = problem.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
-        let shape = CacheShape {
-            layers: LAYERS,
-            sequences: problem.sequences.len().max(1) as u32,
-            capacity: (longest + self.slack).max(1),
-        };
-        let mut cache = KvCache::new(&gpu.device, &problem.spec, shape).map_err(text)?;
-        for buffer in cache.layers().iter().flat_map(|layer| [&layer.k, &layer.v]) {
+        let mut cache = self.cache(problem).map_err(text)?;
+        for buffer in cache.layers().iter().flat_map(|layer| &layer.shards).flat_map(|s| [&s.k, &s.v]) {
             // All ones is NaN in every type, as a header too.
             gpu.queue.write_buffer(buffer, 0, &vec![0xff; buffer.size() as usize]);
         }
@@ -93,10 +90,41 @@ impl<'a> Runner<'a> {
             call.append(&mut cache, &history, false)?;
         }
         let mut output = call.append(&mut cache, &rest, true)?;
-        if problem.embeds() {
-            output.keys = Some(call.stored_keys(&cache)?);
+        if problem.must_ask() {
+            output.stored = Some(call.stored(&cache)?);
         }
         Ok(output)
+    }
+
+    /// A cache that fits `problem`; its pages, where it has some, lie in disorder.
+    fn cache(&self, problem: &Problem) -> Result<KvCache, Error> {
+        let device = &self.gpu.device;
+        let sequences = problem.sequences.len().max(1) as u32;
+        let Some(page) = self.page else {
+            let longest = problem.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
+            let capacity = (longest + self.slack).max(1);
+            return KvCache::new(device, &problem.spec, CacheShape { layers: LAYERS, sequences, capacity });
+        };
+        // Queries of a problem may look back as far as they like, so no page is let go.
+        let spec = problem.spec.to_builder().window(None, None).build()?;
+        let pages: u32 = problem.sequences.iter().map(|s| s.kv_len.div_ceil(page) + self.slack).sum();
+        let pages = pages.max(1);
+        let shape = PagedShape { sequences: sequences.max(pages), page, tokens: pages * page, longest_step: 1 };
+        let mut cache = KvCache::paged(device, &vec![&spec; LAYERS as usize], shape)?;
+        let mut encoder = device.create_command_encoder(&Default::default());
+        let mut holders = Vec::new();
+        for _ in 0..pages {
+            let id = cache.open()?;
+            cache.extend(&mut encoder, &[(id, 1)])?;
+            holders.push(id);
+        }
+        // Every third, then the rest: the last to come free are the first to be taken.
+        for first in 0..3 {
+            for id in holders.iter().skip(first).step_by(3) {
+                cache.close(*id)?;
+            }
+        }
+        Ok(cache)
     }
 }
 
@@ -121,7 +149,8 @@ impl Call<'_> {
         let Self { gpu, attention, problem, ids } = self;
         let spec = &problem.spec;
         let growth: Vec<_> = ids.iter().zip(spans).map(|(id, (from, to))| (*id, to - from)).collect();
-        cache.extend(&growth).map_err(text)?;
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        cache.extend(&mut encoder, &growth).map_err(text)?;
         let sequences: Vec<_> = problem
             .sequences
             .iter()
@@ -179,7 +208,6 @@ impl Call<'_> {
         let [q, new_k, new_v, out_buffer, lse_buffer] =
             [&q, &new_k, &new_v, &out, &lse].map(|t| gpu.upload("gqa.verify", &t.bytes));
         let step = attention.prepare(&gpu.queue, cache, &batch).map_err(text)?;
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
         let whole = wgpu::Buffer::as_entire_buffer_binding;
         attention
             .append(&mut encoder, &step, LAYER, NewKv { k: whole(&new_k), v: whole(&new_v) })
@@ -220,28 +248,48 @@ impl Call<'_> {
         Ok(output)
     }
 
-    /// What the cache holds of every sequence's keys, by head and token.
-    fn stored_keys(&self, cache: &KvCache) -> Result<Vec<Vec<f32>>, String> {
+    /// What the cache holds of every sequence.
+    fn stored(&self, cache: &KvCache) -> Result<Vec<Stored>, String> {
         let spec = &self.problem.spec;
-        let bytes = self.gpu.download(&cache.layers()[LAYER as usize].k)?;
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        let (dtype, dim, layout) =
-            (spec.kv_dtype(), spec.head_dim(), RowLayout::of(spec.kv_dtype(), spec.head_dim()));
-        let rows = bytes.len() / layout.bytes() as usize;
-        let (numbers, headers) = words.split_at(rows * layout.words as usize);
-        let slots = rows / (spec.kv_heads() * cache.table().sequences()) as usize;
-        let keys = |(nth, s): (usize, &ProblemSequence)| {
-            let mut keys = Vec::new();
-            for key in 0..s.kv_len as usize {
-                for head in 0..spec.kv_heads() as usize {
-                    let row = (nth * spec.kv_heads() as usize + head) * slots + key;
-                    let numbers = &numbers[row * layout.words as usize..];
-                    keys.extend(decode_row(dtype, dim, numbers, &headers[row * layout.headers as usize..]));
-                }
+        let v_dim = if spec.v_in_k() { 0 } else { spec.v_head_dim() };
+        let k = self.decoded(cache, 0, (spec.k_dtype(), spec.head_dim()))?;
+        let v = self.decoded(cache, 1, (spec.v_dtype(), v_dim))?;
+        Ok(k.into_iter().zip(v).map(|(k, v)| Stored { k, v }).collect())
+    }
+
+    /// Keys (side 0) or values (1) of every sequence, by token and head.
+    fn decoded(
+        &self,
+        cache: &KvCache,
+        side: usize,
+        (dtype, dim): (Dtype, u32),
+    ) -> Result<Vec<Vec<f32>>, String> {
+        let (layer, heads) = (&cache.layers()[LAYER as usize], self.problem.spec.kv_heads());
+        let kind = cache.kind(layer.kind as usize).ok_or("no such kind")?;
+        let (pool, row) = (kind.pool, kind.rows()[side]);
+        if dim == 0 {
+            return Ok(vec![Vec::new(); self.ids.len()]);
+        }
+        let mut shards: Vec<Vec<u32>> = Vec::new();
+        for shard in &layer.shards {
+            let bytes = self.gpu.download(if side == 0 { &shard.k } else { &shard.v })?;
+            shards.push(bytemuck::pod_collect_to_vec(&bytes));
+        }
+        let mut all = Vec::new();
+        for (id, s) in self.ids.iter().zip(&self.problem.sequences) {
+            let (_, pages) = cache.table().pages(*id, layer.kind as usize).map_err(text)?;
+            let mut rows = Vec::new();
+            for (key, head) in (0..s.kv_len).flat_map(|key| (0..heads).map(move |head| (key, head))) {
+                let page = pages[(key / pool.page) as usize];
+                let (shard, local) = ((page / pool.pages_per_shard) as usize, page % pool.pages_per_shard);
+                let at = ((local * heads + head) * pool.page + key % pool.page) as usize;
+                let headers_at = kind.headers_at(shard as u32)[side] as usize + at * row.headers as usize;
+                let words = &shards[shard];
+                rows.extend(decode_row(dtype, dim, &words[at * row.words as usize..], &words[headers_at..]));
             }
-            keys
-        };
-        Ok(self.problem.sequences.iter().enumerate().map(keys).collect())
+            all.push(rows);
+        }
+        Ok(all)
     }
 }
 

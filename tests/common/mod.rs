@@ -13,7 +13,7 @@ pub(crate) fn gpus() -> Vec<Gpu> {
 }
 
 pub(crate) fn with(family: Family) -> Setup {
-    Setup { options: Options { family, ..Options::default() }, slack: 2 }
+    Setup { options: Options { family, ..Options::default() }, slack: 2, page: None }
 }
 
 /// One sequence of random numbers.

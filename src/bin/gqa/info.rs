@@ -43,9 +43,15 @@ pub(crate) struct SpecArgs {
     /// Storage of queries and outputs: f32 or f16
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub(crate) dtype: Dtype,
-    /// Storage of the KV cache: f32, f16 or bf16
+    /// Storage of the KV cache: f32, f16, bf16, fp8, q8 or q4
     #[arg(long, value_name = "DTYPE", default_value = "f16")]
     pub(crate) kv_dtype: Dtype,
+    /// Storage of values, where it differs from that of keys
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) v_dtype: Option<Dtype>,
+    /// Rotate keys and values before they are stored, against the error of few bits
+    #[arg(long)]
+    pub(crate) rotate: bool,
     /// Keys before its own that a query sees
     #[arg(long, value_name = "KEYS")]
     pub(crate) window: Option<u32>,
@@ -104,7 +110,7 @@ impl SpecArgs {
         let builder = AttentionSpec::builder(q_heads, kv_heads, self.dim);
         let builder = if self.v_in_k { builder.v_in_k(v_dim) } else { builder.v_head_dim(v_dim) };
         let mut builder =
-            builder.q_dtype(self.dtype).kv_dtype(self.kv_dtype).causal(causal).window(self.window, None);
+            builder.q_dtype(self.dtype).kv_dtype(self.kv_dtype).v_dtype(self.v_dtype.unwrap_or(self.kv_dtype)).rotated(self.rotate).causal(causal).window(self.window, None);
         if let Some(cap) = self.softcap {
             builder = builder.softcap(cap);
         }

@@ -12,7 +12,7 @@ use gqa::wgpu;
 
 use crate::Failure;
 use crate::adapter::AdapterArgs;
-use crate::case::{Case, Expected};
+use crate::case::{Case, CaseError, Expected};
 use report::{Check, Counts, Figures, Report, Source, Status};
 
 /// Largest case file that is read.
@@ -31,9 +31,12 @@ pub(crate) struct Args {
     /// Storage of queries and outputs: f32 or f16 [default: as `q` in the file, f32 for bf16]
     #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
     dtype: Option<Dtype>,
-    /// Storage of the KV cache: f32, f16 or bf16 [default: as `k` in the file]
+    /// Storage of the KV cache: f32, f16, bf16, fp8, q8 or q4 [default: as `k` in the file]
     #[arg(long, value_name = "DTYPE")]
     kv_dtype: Option<Dtype>,
+    /// Rotate keys and values before they are stored, against the error of few bits
+    #[arg(long)]
+    rotate: bool,
     /// Absolute part of the tolerance [default: from the dtypes]
     #[arg(long, value_name = "X", value_parser = parse_tolerance)]
     atol: Option<f64>,
@@ -120,9 +123,11 @@ impl Call<'_> {
             reason: Some(reason),
             figures: None,
         };
-        let problem = |case: &Case| {
+        let problem = |case: &Case| -> Result<Problem, CaseError> {
             let [dtype, kv_dtype] = self.dtypes(case);
-            case.problem(dtype, kv_dtype)
+            let mut problem = case.problem(dtype, kv_dtype)?;
+            problem.spec = problem.spec.to_builder().rotated(self.args.rotate).build()?;
+            Ok(problem)
         };
         let both = read(self.path).and_then(|bytes| {
             let case = Case::parse(&bytes).map_err(text)?;
@@ -175,7 +180,7 @@ impl Call<'_> {
                 [&case.out, &case.lse].map(|expected| expected.as_ref().map(|e| e.values.clone()))
             }
             Source::Reference => {
-                let answers = problem.answers(None);
+                let answers = problem.answers(output.stored.as_deref());
                 magnitude = answers.iter().map(|answer| answer.magnitude).fold(magnitude, f64::max);
                 let out = answers.iter().flat_map(|answer| &answer.out).copied().collect();
                 let lse = answers.iter().flat_map(|answer| &answer.lse).copied().collect();
@@ -195,20 +200,20 @@ impl Call<'_> {
         });
         let check = |got: &[Vec<f32>], expected: &[f64], tolerance| {
             let mismatch = verify::compare(&got.concat(), expected, tolerance);
-            (mismatch, tolerance)
+            (mismatch, tolerance, relative(&got.concat(), expected))
         };
         Figures {
             dtype: problem.spec.q_dtype().name(),
-            kv_dtype: problem.spec.kv_dtype().name(),
+            kv_dtype: problem.spec.k_dtype().name(),
             expected: source,
             out: out.map(|expected| {
-                let (mismatch, tolerance) = check(&output.out, &expected, out_tolerance);
-                Check::new(&mismatch, tolerance, &case.position(mismatch.index, dim))
+                let (mismatch, tolerance, relative) = check(&output.out, &expected, out_tolerance);
+                Check::new(&mismatch, tolerance, relative, &case.position(mismatch.index, dim))
             }),
             lse: lse.map(|expected| {
-                let (mismatch, tolerance) = check(&output.lse, &expected, lse_tolerance);
+                let (mismatch, tolerance, relative) = check(&output.lse, &expected, lse_tolerance);
                 let [batch, head, token, _] = case.position(mismatch.index, 1);
-                Check::new(&mismatch, tolerance, &[batch, head, token])
+                Check::new(&mismatch, tolerance, relative, &[batch, head, token])
             }),
         }
     }
@@ -275,13 +280,23 @@ fn fits(gpu: &Gpu, problem: &Problem) -> Result<(), String> {
     }
 }
 
+/// The error of the whole, as Frobenius norms; infinities, which are equal or count elsewhere, left out.
+fn relative(got: &[f32], expected: &[f64]) -> f64 {
+    let pairs = got.iter().zip(expected).filter(|(_, e)| e.is_finite());
+    let (error, norm) = pairs.fold((0.0, 0.0), |(error, norm), (g, e)| {
+        let difference = f64::from(*g) - e;
+        (error + difference * difference, norm + e * e)
+    });
+    if norm == 0.0 { 0.0 } else { f64::sqrt(error / norm) }
+}
+
 /// How far results may be from what the file expects: `out`, `lse`.
 ///
 /// Three things add error: f32 arithmetic; queries, keys, values and masks that are stored with fewer bits than the file has;
 /// and 16-bit outputs, ours or those of whoever computed the expected ones. The largest counts, and values beyond 16
 /// scale it up.
 fn tolerances(case: &Case, problem: &Problem) -> [Tolerance; 2] {
-    let (q, kv) = (problem.spec.q_dtype(), problem.spec.kv_dtype());
+    let (q, kv) = (problem.spec.q_dtype(), problem.spec.k_dtype());
     let tolerance = |atol, rtol| Tolerance { atol, rtol };
     let worse = |a: Tolerance, b: Tolerance| tolerance(a.atol.max(b.atol), a.rtol.max(b.rtol));
     let outputs = |dtype: Dtype| match dtype {

@@ -362,7 +362,7 @@ impl Model {
                 }
             }
         }
-        assert_eq!(self.table.used(), self.open.iter().map(|truth| u64::from(truth.len())).sum());
+        assert_eq!(self.table.used(), self.open.iter().map(|truth| u64::from(truth.len())).sum::<u64>());
         for nth in 0..self.shapes.len() {
             assert_eq!(self.table.is_shared(nth), self.table.pools[nth].refs.iter().any(|refs| *refs > 1));
         }

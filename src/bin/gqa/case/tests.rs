@@ -128,7 +128,7 @@ fn nothing_but_q_k_v_is_needed() {
     let draft = draft.with("q", "BF16", &[1, 1, 0, 16]).with("k", "F16", &[1, 1, 0, 16]);
     let case = Case::parse(&draft.with("v", "F32", &[1, 1, 0, 8]).bytes()).unwrap();
     let spec = case.problem(case.default_dtype(), case.stored[1]).unwrap().spec;
-    assert_eq!((spec.q_dtype(), spec.kv_dtype(), spec.scale()), (Dtype::F32, Dtype::F16, 0.25));
+    assert_eq!((spec.q_dtype(), spec.k_dtype(), spec.scale()), (Dtype::F32, Dtype::F16, 0.25));
     assert!(!spec.causal());
 }
 

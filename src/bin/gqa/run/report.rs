@@ -70,6 +70,8 @@ impl Figures {
 pub(super) struct Check {
     max_abs: f64,
     max_rel: f64,
+    /// Frobenius norm of the error over that of what was expected.
+    relative: f64,
     beyond: usize,
     atol: f64,
     rtol: f64,
@@ -86,17 +88,17 @@ struct Worst {
 }
 
 impl Check {
-    pub(super) fn new(mismatch: &Mismatch, tolerance: Tolerance, index: &[usize]) -> Self {
+    pub(super) fn new(mismatch: &Mismatch, tolerance: Tolerance, relative: f64, index: &[usize]) -> Self {
         let Mismatch { max_abs, max_rel, beyond, got, expected, .. } = *mismatch;
         let worst = Worst { index: index.to_vec(), got, expected };
-        Self { max_abs, max_rel, beyond, atol: tolerance.atol, rtol: tolerance.rtol, worst }
+        Self { max_abs, max_rel, relative, beyond, atol: tolerance.atol, rtol: tolerance.rtol, worst }
     }
 }
 
 impl std::fmt::Display for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { max_abs, max_rel, beyond, atol, rtol, worst } = self;
-        write!(f, "max abs {max_abs:.1e} rel {max_rel:.1e}")?;
+        let Self { max_abs, max_rel, relative, beyond, atol, rtol, worst } = self;
+        write!(f, "max abs {max_abs:.1e} rel {max_rel:.1e} norm {relative:.1e}")?;
         if *beyond > 0 {
             let Worst { index, got, expected } = worst;
             write!(
