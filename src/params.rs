@@ -160,3 +160,77 @@ pub struct PackItem {
     /// First element in the caller's mask.
     pub source: u32,
 }
+
+/// Head of what `schedule` reads. `LoopHead` in `shaders/schedule.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct LoopHead {
+    /// Tiles of rows.
+    pub tiles: u32,
+    /// Patches.
+    pub patches: u32,
+    /// Sequences.
+    pub sequences: u32,
+    /// Keys of a chunk where they are fixed, else 0.
+    pub chunk: u32,
+    /// Least keys of a chunk otherwise.
+    pub least_chunk: u32,
+    /// Chunks that fill the device.
+    pub fill: u32,
+    /// First word of the list of items.
+    pub items: u32,
+    /// First word of the list of tiles to be merged.
+    pub merges: u32,
+    /// Words of the heads of both.
+    pub head_words: u32,
+    /// First word of the parts among the step's words.
+    pub parts: u32,
+    /// First word of the [`LoopTile`]s behind this head.
+    pub tiles_at: u32,
+    /// First word of the [`LoopPatch`]es.
+    pub patches_at: u32,
+    /// First word of the [`LoopSequence`]s.
+    pub sequences_at: u32,
+}
+
+/// A tile of rows of a loop. Read as five words by `shaders/schedule.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct LoopTile {
+    /// Which sequence of the batch.
+    pub sequence: u32,
+    /// As [`WorkItem::token`].
+    pub token: u32,
+    /// First row.
+    pub row_begin: u32,
+    /// Past the last row.
+    pub row_end: u32,
+    /// As [`WorkItem::pages`].
+    pub pages: u32,
+}
+
+/// A word of the work lists that is a sequence's length and something. Read as three words by `shaders/schedule.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct LoopPatch {
+    /// Which word.
+    pub word: u32,
+    /// Which sequence of the batch.
+    pub sequence: u32,
+    /// What is added to its length, modulo 2^32.
+    pub add: u32,
+}
+
+/// A sequence of a loop. Read as four words by `shaders/schedule.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct LoopSequence {
+    /// Tokens that it may have before a step.
+    pub room: u32,
+    /// New tokens of a step.
+    pub new_len: u32,
+    /// Query tokens of a step.
+    pub q_len: u32,
+    /// Tokens before this one were evicted.
+    pub begin: u32,
+}

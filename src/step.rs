@@ -9,6 +9,7 @@ use crate::caps::Caps;
 use crate::device::create_buffer;
 use crate::error::Error;
 use crate::params::{AppendItem, PackHead, PackItem, Params};
+use crate::pipeline::Pipeline;
 use crate::plan::{Plan, StepSequence, Traffic, WorkLists};
 use crate::shader::row_fours;
 use crate::upload::{Image, Region};
@@ -36,6 +37,8 @@ pub struct Step {
     /// Elements that each tensor must hold: those of the largest batch that the buffers have held.
     pub(crate) needs: Needs,
     pub(crate) host: Host,
+    /// Where lengths live on the GPU.
+    pub(crate) resident: Option<Resident>,
     traffic: Traffic,
 }
 
@@ -59,13 +62,24 @@ pub(crate) struct Buffers {
     pub(crate) queries: Option<wgpu::Buffer>,
 }
 
+/// What makes the work of a step on the GPU.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    pub(crate) pipeline: Pipeline,
+    /// What stays the same from step to step.
+    pub(crate) input: wgpu::Buffer,
+    /// Of the dispatches that attend, and of the one that merges.
+    pub(crate) arguments: wgpu::Buffer,
+    pub(crate) sequences: u32,
+}
+
 /// A step's memory on the host, kept to be filled again.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     pub(crate) resolved: Resolved,
     pub(crate) lists: WorkLists,
     image: Image,
-    embed: Vec<AppendItem>,
+    pub(crate) embed: Vec<AppendItem>,
     shards: Vec<ShardLaunches>,
 }
 
@@ -102,6 +116,8 @@ impl Needs {
 pub(crate) struct Launch {
     pub(crate) region: Region,
     pub(crate) grid: [u32; 3],
+    /// Where its arguments are, if the GPU makes them.
+    pub(crate) arguments: Option<u64>,
 }
 
 impl Launch {
@@ -167,6 +183,11 @@ impl Step {
     /// Work lists of the batch that `host` has resolved.
     pub(crate) fn new(maker: Maker<'_>, batch: &Batch<'_>, mut host: Host) -> Result<Self, Error> {
         host.lists.fill(maker.plan, &mut host.resolved.input);
+        Self::of_lists(maker, batch, host)
+    }
+
+    /// Of work lists that are filled, or that a kernel will fill.
+    pub(crate) fn of_lists(maker: Maker<'_>, batch: &Batch<'_>, mut host: Host) -> Result<Self, Error> {
         let mut launches = Launches::default();
         launches.lay_out(maker, batch, &mut host)?;
         let needs = needs(maker.plan, batch, &host.resolved);
@@ -185,6 +206,7 @@ impl Step {
             kind: maker.kind.0,
             needs,
             host,
+            resident: None,
             traffic: Traffic::default(),
         };
         step.adopt(maker, launches);
@@ -212,6 +234,16 @@ impl Step {
         }
         self.adopt(maker, launches);
         Ok(())
+    }
+
+    /// Lets the GPU make the work of each step.
+    pub(crate) fn make_resident(&mut self, resident: Resident, is_decode: bool) {
+        for shard in &mut self.shards {
+            let launch = if is_decode { &mut shard.decode } else { &mut shard.prefill };
+            launch.arguments = Some(0);
+        }
+        self.combine.arguments = Some(12);
+        self.resident = Some(resident);
     }
 
     /// Takes over what was laid out, and uploads it.
@@ -340,7 +372,7 @@ pub(crate) fn combine_grid(plan: &Plan, rows: u32, items: u32) -> [u32; 3] {
 
 /// The queries of a sequence in runs, for `embed`: in one position after the other, but for those of a tree.
 fn embed_runs(s: &StepSequence, resolved: &Resolved, run: u32, all: &mut Vec<AppendItem>) {
-    let run = if s.mask.token == 0 { run } else { 1 };
+    let run = if s.mask.is_tree { 1 } else { run };
     all.extend((0..s.q_len).step_by(run as usize).map(|at| AppendItem {
         token: s.token + at,
         tokens: run.min(s.q_len - at),

@@ -66,12 +66,12 @@ impl Image {
             self.bytes.resize(end, 0);
         }
         if items.is_empty() {
-            return Ok(Launch { region, grid: [0; 3] });
+            return Ok(Launch { region, ..Launch::default() });
         }
         let (at, head) = (offset as usize, bytemuck::bytes_of(head));
         self.bytes[at..at + head.len()].copy_from_slice(head);
         self.bytes[at + head.len()..at + needed].copy_from_slice(bytemuck::cast_slice(items));
-        Ok(Launch { region, grid })
+        Ok(Launch { region, grid, arguments: None })
     }
 
     /// Uploads all of it.

@@ -2,8 +2,9 @@
 
 mod io;
 mod mask;
+mod resident;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
 
 use crate::batch::{Batch, Pool};
@@ -39,6 +40,9 @@ pub struct Attention {
     append: Pipeline,
     /// With a rotated cache.
     embed: Option<Pipeline>,
+    /// For loops on the GPU, from the first one on.
+    scheduler: OnceLock<Pipeline>,
+    checked: bool,
     /// With a dense mask: `pack` and `classify`.
     mask: Option<(Pipeline, Pipeline)>,
     /// Tables of the layers; where no layer has weights of its own, the first is for all.
@@ -80,6 +84,8 @@ impl Attention {
             combine: compile(plan.combine())?,
             append: compile(plan.append())?,
             embed: plan.embed().map(compile).transpose()?,
+            scheduler: OnceLock::new(),
+            checked: options.checked,
             mask,
             tables: match spec.has_weights() {
                 true => Vec::new(),
@@ -164,6 +170,9 @@ impl Attention {
         step: &mut Step,
     ) -> Result<(), Error> {
         self.check_step(step)?;
+        if step.resident.is_some() {
+            return Err(Error::field("step", "of a loop on the GPU", "call Attention::prepare_loop anew"));
+        }
         let kind = self.resolve(cache, batch, &mut step.host)?;
         let layers = cache.shared_layers();
         step.renew(self.maker(queue, &layers, (kind.0, &kind.1)), batch)
@@ -173,7 +182,7 @@ impl Attention {
     fn resolve(&self, cache: &KvCache, batch: &Batch<'_>, host: &mut Host) -> Result<(u32, Kind), Error> {
         let index = cache.kind_of(self.plan.spec())?;
         let kind = *cache.kind(index).ok_or(Error::NoSuchLayer { layer: 0, layers: 0 })?;
-        batch.resolve(&self.plan, Pool { table: cache.table(), index }, &mut host.resolved)?;
+        batch.resolve(&self.plan, Pool { table: cache.table(), index, reserved: false }, &mut host.resolved)?;
         Ok((index as u32, kind))
     }
 
@@ -333,10 +342,14 @@ impl Attention {
             ));
         }
         let mut dispatch = |pipeline: &Pipeline, group: &Option<wgpu::BindGroup>, launch: &Launch| {
-            if let (Some(group), Some([x, y, z])) = (group, launch.get()) {
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, group, &[]);
-                pass.dispatch_workgroups(x, y, z);
+            let (Some(group), Some([x, y, z])) = (group, launch.get()) else { return };
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, group, &[]);
+            match (&step.resident, launch.arguments) {
+                (Some(resident), Some(offset)) => {
+                    pass.dispatch_workgroups_indirect(&resident.arguments, offset);
+                }
+                _ => pass.dispatch_workgroups(x, y, z),
             }
         };
         if let Some(embed) = &self.embed {

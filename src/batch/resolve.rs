@@ -40,6 +40,8 @@ pub(crate) struct Resolved {
 pub(crate) struct Pool<'a> {
     pub(crate) table: &'a SequenceTable,
     pub(crate) index: usize,
+    /// Whether sequences count as long as they can become: for loops on the GPU.
+    pub(crate) reserved: bool,
 }
 
 /// A count of something, below [`MAX_COUNT`].
@@ -61,14 +63,17 @@ impl Batch<'_> {
         resolved.clear(pool.table);
         let (mut next, mut next_new) = (0, 0);
         for (nth, s) in self.sequences.iter().enumerate() {
-            let kv_len = pool.table.len(s.id)?;
+            let kv_len = match pool.reserved {
+                true => pool.table.reserved(s.id)?,
+                false => pool.table.len(s.id)?,
+            };
             let index = s.id.index();
             if std::mem::replace(&mut resolved.seen[index as usize], true) {
                 return Err(Error::RepeatedSequence { sequence: index });
             }
             if s.new_len > kv_len {
                 let needed = format!(
-                    "sequence {index} has {kv_len} tokens in the cache: call `KvCache::extend` first"
+                    "sequence {index} has {kv_len} tokens in the cache: call `KvCache::extend` (in a loop `reserve`) first"
                 );
                 return Err(Error::field("sequence.new_len", s.new_len, needed));
             }
@@ -107,7 +112,7 @@ impl Batch<'_> {
             s.appends(spec, new, &mut resolved.input.appends);
         }
         resolved.behind_masks()?;
-        if !spec.mask().is_dense() && pool.table.is_shared(pool.index) {
+        if !spec.mask().is_dense() && !pool.reserved && pool.table.is_shared(pool.index) {
             resolved.candidates.retain(|c| resolved.input.sequences[c.0 as usize].q_len > 0);
             share(&mut resolved.input, spec, pool, &mut resolved.candidates);
         }
@@ -354,14 +359,14 @@ impl Resolved {
         }
         let head = if heads == 1 { 0 } else { plane as u32 };
         let token = if layout.token_stride == 0 { 0 } else { pitch };
-        Ok(MaskPlace { word: word as u32, head, token, key: 0 })
+        Ok(MaskPlace { word: word as u32, head, token, key: 0, is_tree: false })
     }
 
     /// Writes a tree whose first token lies at `first`. A step has trees or dense masks, so these words do not move.
     fn tree(&mut self, tree: &[u64], first: i32) -> MaskPlace {
         let word = self.input.words.len() as u32;
         self.input.words.extend(tree.iter().flat_map(|bits| [*bits as u32, (bits >> 32) as u32]));
-        MaskPlace { word, head: 0, token: 2, key: -first }
+        MaskPlace { word, head: 0, token: 2, key: -first, is_tree: true }
     }
 
     /// Shapes of `q`, `out`, `new_k`, `new_v`, `lse`.

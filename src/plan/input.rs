@@ -16,6 +16,8 @@ pub struct MaskPlace {
     pub token: u32,
     /// Its column of the first key: negative where it begins at a later key.
     pub key: i32,
+    /// Whether it is a tree of draft tokens, which is among the input's words.
+    pub is_tree: bool,
 }
 
 /// Some of the entries of a list of [`StepInput`].
@@ -151,7 +153,7 @@ impl StepInput {
 
     /// The position that a query token turns to: in a tree its depth, else its place.
     pub(crate) fn turn(&self, s: &StepSequence, token: u32, words: &[u32]) -> i32 {
-        if s.mask.token == 0 {
+        if !s.mask.is_tree {
             return s.q_start + token as i32;
         }
         let at = u64::from(s.mask.word + token * s.mask.token).saturating_sub(self.dense) as usize;
@@ -177,7 +179,7 @@ impl StepSequence {
 
 impl Plan {
     /// Whether `rows` rows are few, so that the decode kernel takes them, and the rows of the tiles that they are cut into.
-    pub(super) fn tile_of(&self, rows: u32) -> (bool, u32) {
+    pub(crate) fn tile_of(&self, rows: u32) -> (bool, u32) {
         // One token, or as many as a decode tile holds.
         let is_decode = rows <= self.decode.tile.rows.max(self.spec.group());
         (is_decode, if is_decode { self.decode.tile.rows } else { self.prefill.tile.rows })

@@ -195,6 +195,21 @@ impl Plan {
         lists.fill(self, input);
         lists
     }
+    /// Least keys of a chunk that follows from the batch.
+    pub(crate) const LEAST_CHUNK: u32 = work::MIN_CHUNK as u32;
+
+    /// Keys of a chunk, where they do not follow from the batch.
+    pub(crate) fn fixed_chunk(&self) -> Option<u32> {
+        self.chunk
+    }
+    /// Workgroups that fill the device.
+    pub(crate) fn fill(&self) -> u32 {
+        self.fill
+    }
+    /// Makes the work of a loop on the GPU; not among [`Self::variants`], because it is compiled where a loop is wanted.
+    pub fn schedule(&self) -> Variant {
+        Variant { kernel: Kernel::Schedule, counted: false, ..self.combine.clone() }
+    }
     /// Bytes of one row of the state buffer.
     pub fn state_row_bytes(&self) -> u64 {
         (u64::from(row_fours(self.spec.v_head_dim())) + 1) * 16

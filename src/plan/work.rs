@@ -7,7 +7,7 @@ use super::{AppendItem, CombineItem, Plan, WorkItem};
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST, PART_WORDS, WHOLE};
 
 /// Keys below which a chunk is not worth a state of its own.
-pub(crate) const MIN_CHUNK: u64 = 64;
+pub(super) const MIN_CHUNK: u64 = 64;
 /// Bytes of states beyond which chunks grow: more would move more than it spreads.
 const MAX_STATE_BYTES: u64 = 64 << 20;
 /// In front of the mask of a list's rows lie all keys: those that are shared are older than any tree.
@@ -61,6 +61,19 @@ impl WorkLists {
                 self.map_words = place_maps(list, plan.spec.kv_heads(), self.map_words);
             }
         }
+        self.append_all(plan, input);
+    }
+
+    /// Room for `items` items and `merges` tiles to be merged, in one list: for what a kernel fills in.
+    pub(crate) fn reserve(&mut self, is_decode: bool, (items, merges): (usize, usize)) {
+        self.clear(&StepInput::default());
+        let list = if is_decode { &mut self.decode } else { &mut self.prefill };
+        list[0].resize(items, WorkItem::default());
+        self.combine.resize(merges, CombineItem::default());
+    }
+
+    /// The runs of new tokens.
+    pub(crate) fn append_all(&mut self, plan: &Plan, input: &StepInput) {
         let run = plan.append.tile.rows;
         for new in &input.appends {
             for (span, shard) in cut(input.cuts(new.cuts), new.slot..new.slot + new.len) {

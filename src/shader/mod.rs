@@ -53,11 +53,13 @@ pub enum Kernel {
     Classify,
     /// Merges partial results of the same rows.
     Merge,
+    /// Turns lengths on the GPU into work lists.
+    Schedule,
 }
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Prefill,
         Self::Decode,
         Self::PrefillSubgroup,
@@ -69,6 +71,7 @@ impl Kernel {
         Self::Pack,
         Self::Classify,
         Self::Merge,
+        Self::Schedule,
     ];
 
     /// Its name: that of its file, and of its label behind `gqa.`.
@@ -85,6 +88,7 @@ impl Kernel {
             Self::Pack => "pack",
             Self::Classify => "classify",
             Self::Merge => "merge",
+            Self::Schedule => "schedule",
         }
     }
 
@@ -115,6 +119,7 @@ impl Kernel {
             Self::Pack => source!("pack.wgsl"),
             Self::Classify => source!("classify.wgsl"),
             Self::Merge => source!("merge.wgsl"),
+            Self::Schedule => source!("schedule.wgsl"),
         }
     }
 }

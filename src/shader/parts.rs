@@ -40,6 +40,7 @@ impl Variant {
             }
             Kernel::Pack => vec![(0, Read), (1, Read), (7, Write)],
             Kernel::Classify => vec![(0, Read), (7, Write)],
+            Kernel::Schedule => vec![(0, Read), (1, Write), (2, Write), (3, Write), (4, Write)],
             Kernel::Merge => vec![(0, Read), (1, Read), (2, Read), (4, Write), (5, Write)],
             _ => {
                 let mut all = vec![(0, Read), (1, Read), (2, Read)];
@@ -139,6 +140,7 @@ impl Variant {
             [("WINDOW_LEFT", window(spec.window_left())), ("WINDOW_RIGHT", window(spec.window_right()))];
         let flags = [
             ("CAUSAL", spec.causal()),
+            ("ALWAYS_MERGED", spec.rotated()),
             ("MAPPED", spec.mask().is_dense()),
             ("NORM", spec.qk_norm().is_some() && !self.is_embedded()),
             ("INTERLEAVED", rope.is_some_and(|r| r.pairing == crate::rope::Pairing::Interleaved)),
@@ -208,6 +210,7 @@ impl Variant {
                     _ => source!("parts/judge_add.wgsl"),
                 });
             }
+            Kernel::Schedule => parts.push(source!("parts/item.wgsl")),
             Kernel::Merge => {
                 self.raw_part(&mut parts);
                 self.store_part(&mut parts);

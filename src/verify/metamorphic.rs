@@ -9,7 +9,7 @@ use super::problem::{Problem, ProblemMask, ProblemSequence, Weights};
 use super::random::{random_problem, random_problem_of};
 use super::runner::{Output, Setup, run};
 use crate::plan::{Family, Options};
-use crate::spec::{AttentionSpec, Mask, SpecBuilder};
+use crate::spec::{AttentionSpec, Mask, MaskLayout, SpecBuilder};
 
 /// A law: its name, and the check of it on the problem of a seed.
 pub type Law = (&'static str, fn(&Gpu, u64) -> Result<(), String>);
@@ -148,7 +148,7 @@ fn batch_of_one(gpu: &Gpu, seed: u64) -> Result<(), String> {
 /// A mask whose only token is the last one of each sequence.
 fn last_tokens(mask: &ProblemMask, sequences: &[ProblemSequence]) -> ProblemMask {
     let [_, heads, _, keys] = mask.extents;
-    let layout = mask.layout();
+    let layout = MaskLayout::dense(mask.extents);
     let mut values = Vec::new();
     for (nth, s) in sequences.iter().enumerate() {
         for head in 0..heads {
