@@ -4,6 +4,7 @@
 //! whole is divided. GPU timestamps exist on few adapters, and step by 65 us on some.
 
 mod ceilings;
+mod serve;
 mod workload;
 
 use std::time::Instant;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use crate::verify::Gpu;
 
 pub use ceilings::{CeilingSamplers, Ceilings};
+pub use serve::{Manner, Serve, ServeReport, ServeShape, serve};
 pub use workload::{Row, Shape, Workload};
 
 /// What to repeat: records itself into an encoder.

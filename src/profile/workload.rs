@@ -49,12 +49,8 @@ impl Workload {
             cache.extend(&mut encoder, &[(id, shape.kv_len)])?;
             sequences.push(Sequence { new_len: 0, ..Sequence::new(id, shape.q_len) });
         }
-        let mut rng = fastrand::Rng::with_seed(1);
-        for shard in cache.layers().iter().flat_map(|layer| &layer.shards) {
-            for (buffer, dtype) in [(&shard.k, spec.k_dtype()), (&shard.v, spec.v_dtype())] {
-                gpu.queue.write_buffer(buffer, 0, &small_numbers(&mut rng, dtype, buffer.size()));
-            }
-        }
+        fill(gpu, &cache, spec);
+        let mut rng = fastrand::Rng::with_seed(2);
         let step = attention.prepare(&gpu.queue, &cache, &Batch::new(spec, &sequences))?;
         let tokens = u64::from(shape.batch) * u64::from(shape.q_len) * u64::from(spec.q_heads());
         let bytes = |dim: u32| tokens * u64::from(dim) * u64::from(spec.q_dtype().bytes());
@@ -135,6 +131,16 @@ pub struct Row {
     pub fraction: f64,
     /// Bytes that a token takes in one layer of the cache.
     pub kv_bytes_per_token: u64,
+}
+
+/// Fills a cache with small numbers.
+pub(super) fn fill(gpu: &Gpu, cache: &KvCache, spec: &AttentionSpec) {
+    let mut rng = fastrand::Rng::with_seed(1);
+    for shard in cache.layers().iter().flat_map(|layer| &layer.shards) {
+        for (buffer, dtype) in [(&shard.k, spec.k_dtype()), (&shard.v, spec.v_dtype())] {
+            gpu.queue.write_buffer(buffer, 0, &small_numbers(&mut rng, dtype, buffer.size()));
+        }
+    }
 }
 
 /// Numbers of about +-0.5 in `dtype`, `bytes` bytes of them.

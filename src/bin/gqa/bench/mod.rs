@@ -1,6 +1,7 @@
 //! `gqa bench`: verifies, measures the adapter's ceilings, then times every kernel against the nearer one.
 
 mod plot;
+mod serve;
 mod table;
 
 use std::path::PathBuf;
@@ -37,6 +38,15 @@ pub(crate) struct Args {
     /// Queries see the keys up to their own position only (with --heads)
     #[arg(long, requires = "heads")]
     causal: bool,
+    /// Measure a server's mixed batch instead: 64 decodes of 200 to 8,000 tokens and 2 chunks of prompts, at once and one by one
+    #[arg(long)]
+    serve: bool,
+    /// With --serve, answers to each prompt, decoded at once from the same pages (1, 2, 4, 8 ... 64)
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "serve", value_parser = clap::value_parser!(u32).range(1..=64))]
+    answers: u32,
+    /// With --serve, slots of a page
+    #[arg(long, value_name = "N", default_value_t = gqa::PagedShape::PAGE, requires = "serve")]
+    page: u32,
     /// Samples of each row; the median counts
     #[arg(long, value_name = "N", default_value_t = 9)]
     samples: usize,
@@ -78,6 +88,9 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
         return Err(Failure::Usage("--samples must be at least 1".to_owned()));
     }
     let gpu = args.adapter.open_one()?;
+    if args.serve {
+        return serve::main(&gpu, args);
+    }
     let shapes = shapes(args, gpu.caps.software)?;
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
