@@ -201,3 +201,22 @@ fn a_short_prefix_does_not_hide_longer_ones() {
     // All three share 16 keys, which is not worth a state; two of them share all.
     assert_eq!(shared(&table, &[ids[0], ids[1], twin]), [(0..116, 2)]);
 }
+
+#[test]
+fn a_dense_mask_is_no_tree() {
+    let mut table = table();
+    let ids = [table.open().unwrap(), table.open().unwrap()];
+    table.extend(&[(ids[0], 100), (ids[1], 70)], &mut Vec::new()).unwrap();
+    let spec =
+        AttentionSpec::builder(2, 2, 8).mask(Mask::Keep).rope(Rope::new(8)).rotated(true).build().unwrap();
+    let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+    let sequences = ids.map(|id| Sequence::new(id, 5));
+    let batch = Batch::new(&spec, &sequences).with_mask(MaskLayout::dense([2, 1, 5, 100]));
+    let mut resolved = Resolved::default();
+    batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut resolved).unwrap();
+    let input = &resolved.input;
+    for s in &input.sequences {
+        let turns: Vec<_> = (0..5).map(|token| input.turn(s, token, &input.words)).collect();
+        assert_eq!(turns, (s.q_start..s.q_start + 5).collect::<Vec<_>>());
+    }
+}
