@@ -220,3 +220,44 @@ fn a_dense_mask_is_no_tree() {
         assert_eq!(turns, (s.q_start..s.q_start + 5).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn no_query_sees_what_a_window_has_let_go() {
+    let spec = AttentionSpec::builder(2, 2, 8).window(10, None).build().unwrap();
+    let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+    let shape = PoolShape { page: PAGE, pages: 300, pages_per_shard: 300, window: Some(10) };
+    let mut table = SequenceTable::new(1, 10_000, &[shape]);
+    let id = table.open().unwrap();
+    table.extend(&[(id, 150)], &mut Vec::new()).unwrap();
+    table.extend(&[(id, 50)], &mut Vec::new()).unwrap();
+    assert_eq!(table.live_from(id, 0), Ok(128));
+    let resolve = |q_start, q_len| {
+        let sequences = [Sequence { new_len: 0, q_start: Some(q_start), ..Sequence::new(id, q_len) }];
+        let batch = Batch::new(&spec, &sequences);
+        batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut Resolved::default())
+    };
+    assert_eq!(resolve(138, 62), Ok(()));
+    // In front of the first key there is nothing to see.
+    assert_eq!(resolve(-5, 5), Ok(()));
+    for (q_start, q_len) in [(137, 1), (-5, 6), (-5, 200)] {
+        let refused = resolve(q_start, q_len);
+        assert!(matches!(refused, Err(Error::Field { field: "sequence.q_start", .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn no_token_is_appended_where_a_sequence_has_no_page() {
+    let spec = AttentionSpec::builder(2, 2, 8).build().unwrap();
+    let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+    let mut table = table();
+    let id = table.open().unwrap();
+    table.extend(&[(id, 100)], &mut Vec::new()).unwrap();
+    table.evict(id, 40).unwrap();
+    let resolve = |new_len| {
+        let sequences = [Sequence { new_len, ..Sequence::new(id, 1) }];
+        let batch = Batch::new(&spec, &sequences);
+        batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut Resolved::default())
+    };
+    assert_eq!(resolve(60), Ok(()));
+    assert!(matches!(resolve(61), Err(Error::Field { field: "sequence.new_len", .. })));
+}
