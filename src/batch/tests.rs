@@ -135,7 +135,7 @@ proptest! {
             Err(Error::Field { field: "sequence.q_start", .. }) => return Ok(()),
             Err(error) => panic!("{error}"),
         }
-        let lists = plan.work(&mut resolved.input);
+        let mut lists = plan.work(&mut resolved.input);
         let walked = Walked { spec: &spec, table: &table, shape, resolved: &resolved };
         let mut keys: BTreeMap<(u32, u32), Vec<u32>> = BTreeMap::new();
         let shards = lists.prefill.iter().enumerate().chain(lists.decode.iter().enumerate());
@@ -162,6 +162,18 @@ proptest! {
                 prop_assert!(found.iter().all(|key| (s.begin..s.kv_len).contains(key)));
             }
         }
+        // A smaller step in the memory of this one is as if it were made anew.
+        let smaller = Batch { sequences: &sequences[..sequences.len() / 2], ..batch };
+        let pool = Pool { table: &table, index: 0 };
+        smaller.resolve(&plan, pool, &mut resolved).unwrap();
+        lists.fill(&plan, &mut resolved.input);
+        let mut anew = Resolved::default();
+        smaller.resolve(&plan, pool, &mut anew).unwrap();
+        let new_lists = plan.work(&mut anew.input);
+        prop_assert_eq!(&resolved.input, &anew.input);
+        prop_assert_eq!((&lists.prefill, &lists.decode), (&new_lists.prefill, &new_lists.decode));
+        prop_assert_eq!((&lists.combine, &lists.append), (&new_lists.combine, &new_lists.append));
+        prop_assert_eq!((lists.state_rows, lists.combine_rows), (new_lists.state_rows, new_lists.combine_rows));
     }
 }
 
