@@ -372,7 +372,7 @@ pub(crate) fn combine_grid(plan: &Plan, rows: u32, items: u32) -> [u32; 3] {
 
 /// The queries of a sequence in runs, for `embed`: in one position after the other, but for those of a tree.
 fn embed_runs(s: &StepSequence, resolved: &Resolved, run: u32, all: &mut Vec<AppendItem>) {
-    let run = if s.mask.is_tree { 1 } else { run };
+    let run = if resolved.input.has_tree(s) { 1 } else { run };
     all.extend((0..s.q_len).step_by(run as usize).map(|at| AppendItem {
         token: s.token + at,
         tokens: run.min(s.q_len - at),

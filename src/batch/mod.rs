@@ -2,6 +2,8 @@
 
 mod resolve;
 mod share;
+#[cfg(test)]
+mod tests;
 
 use crate::layout::Layout;
 use crate::pages::SequenceId;

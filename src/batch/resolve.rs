@@ -179,11 +179,21 @@ impl Sequence<'_> {
         }
     }
 
-    /// That no query's window reaches back to keys which a pool with a window has let go.
+    /// That no query's window reaches back to keys which a pool with a window has let go, and no new token lies among them.
     fn check_kept(&self, spec: &AttentionSpec, whole: &StepSequence, pool: Pool<'_>) -> Result<(), Error> {
         let live = pool.table.live_from(self.id, pool.index)?;
-        let keys = spec.visible(i64::from(whole.q_start), whole.kv_len);
-        if whole.q_len > 0 && keys.start.max(whole.begin) < live.min(keys.end) {
+        let slot = whole.kv_len - self.new_len;
+        if self.new_len > 0 && slot < live {
+            let needed = format!("tokens before {live} are evicted, or behind every window: {slot} is no place");
+            return Err(Error::field("sequence.new_len", self.new_len, needed));
+        }
+        if live == whole.begin {
+            return Ok(());
+        }
+        // Windows only move on, so the first query that sees anything sees furthest back.
+        let rows = (0..whole.q_len).map(|token| token * spec.group());
+        let seen = rows.map(|row| whole.visible(spec, row..row + 1)).find(|keys| !keys.is_empty());
+        if seen.is_some_and(|keys| keys.start < live) {
             let needed = format!("layers with a window have kept the keys from {live} on: queries see others");
             return Err(Error::field("sequence.q_start", whole.q_start, needed));
         }
@@ -359,14 +369,14 @@ impl Resolved {
         }
         let head = if heads == 1 { 0 } else { plane as u32 };
         let token = if layout.token_stride == 0 { 0 } else { pitch };
-        Ok(MaskPlace { word: word as u32, head, token, key: 0, is_tree: false })
+        Ok(MaskPlace { word: word as u32, head, token, key: 0 })
     }
 
     /// Writes a tree whose first token lies at `first`. A step has trees or dense masks, so these words do not move.
     fn tree(&mut self, tree: &[u64], first: i32) -> MaskPlace {
         let word = self.input.words.len() as u32;
         self.input.words.extend(tree.iter().flat_map(|bits| [*bits as u32, (bits >> 32) as u32]));
-        MaskPlace { word, head: 0, token: 2, key: -first, is_tree: true }
+        MaskPlace { word, head: 0, token: 2, key: -first }
     }
 
     /// Shapes of `q`, `out`, `new_k`, `new_v`, `lse`.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::resolve::Pool;
 use crate::pages::{SequenceId, SequenceTable};
-use crate::plan::{Shared, Span, StepInput};
+use crate::plan::{Shared, Span, StepInput, StepSequence};
 use crate::spec::AttentionSpec;
 
 /// Keys below which sharing is not worth a state of every row.
@@ -54,7 +54,7 @@ impl<'a> Finder<'a> {
     fn level(&self, input: &mut StepInput, group: &[Candidate], depth: usize) {
         let mut at = 0;
         while at < group.len() {
-            let (first, begin, pages) = self.key(group[at].1);
+            let (first, _, pages) = self.key(group[at].1);
             let next = pages.get(depth);
             let same = |c: &&Candidate| next.is_some() && self.key(c.1).2.get(depth) == next;
             let len = group[at..].iter().take_while(same).count();
@@ -63,18 +63,26 @@ impl<'a> Finder<'a> {
             let [_, .., last] = run else { continue };
             // Sorted, so what the first and the last share all do.
             let common = pages.iter().zip(self.key(last.1).2).take_while(|(a, b)| a == b).count();
-            let of = |page: usize| (first + page as u32).saturating_mul(self.page);
-            let shortest = run.iter().map(|c| self.table.len(c.1).unwrap_or_default()).min().unwrap_or_default();
-            // What lies in front of every window is read by none.
-            let first_seen =
-                |c: &Candidate| input.sequences[c.0 as usize].visible(self.spec, 0..1).start;
-            let seen = run.iter().map(first_seen).min().unwrap_or_default();
-            let keys = of(depth).max(begin).max(seen)..of(common).min(shortest);
+            let keys = self.keys(input, run, (first + common as u32).saturating_mul(self.page));
             if keys.len() as u64 >= u64::from(MIN_SHARED) {
                 emit(input, run, keys);
-                self.level(input, run, common);
             }
+            // Few keys that many share do not keep some of them from sharing more.
+            self.level(input, run, common);
         }
+    }
+
+    /// Keys in front of `end` that a run shares, behind those that it shares with more.
+    fn keys(&self, input: &StepInput, run: &[Candidate], end: u32) -> Range<u32> {
+        let sequences = || run.iter().map(|c| &input.sequences[c.0 as usize]);
+        // Draft tokens are masked, and rows of several sequences are not.
+        let plain = |s: &StepSequence| if input.has_tree(s) { s.q_start.max(0) as u32 } else { s.kv_len };
+        let end = sequences().map(plain).min().unwrap_or_default().min(end);
+        // What lies in front of every window is read by none, and may be gone.
+        let seen = sequences().map(|s| s.visible(self.spec, 0..1).start).min().unwrap_or_default();
+        let live = self.table.live_from(run[0].1, self.pool).unwrap_or_default();
+        // A level ends within a page where a sequence does; the next one goes on from there.
+        input.sequences[run[0].0 as usize].own_from.max(live).max(seen)..end
     }
 }
 

@@ -16,8 +16,6 @@ pub struct MaskPlace {
     pub token: u32,
     /// Its column of the first key: negative where it begins at a later key.
     pub key: i32,
-    /// Whether it is a tree of draft tokens, which is among the input's words.
-    pub is_tree: bool,
 }
 
 /// Some of the entries of a list of [`StepInput`].
@@ -151,12 +149,17 @@ impl StepInput {
         shared.members.of(&self.members)
     }
 
+    /// Whether a sequence has a tree: a step has trees or dense masks, never both.
+    pub(crate) fn has_tree(&self, s: &StepSequence) -> bool {
+        s.mask.token != 0 && self.dense == 0
+    }
+
     /// The position that a query token turns to: in a tree its depth, else its place.
     pub(crate) fn turn(&self, s: &StepSequence, token: u32, words: &[u32]) -> i32 {
-        if !s.mask.is_tree {
+        if !self.has_tree(s) {
             return s.q_start + token as i32;
         }
-        let at = u64::from(s.mask.word + token * s.mask.token).saturating_sub(self.dense) as usize;
+        let at = (s.mask.word + token * s.mask.token) as usize;
         let seen: u32 = words.iter().skip(at).take(2).map(|word| word.count_ones()).sum();
         s.q_start + seen.max(1) as i32 - 1
     }

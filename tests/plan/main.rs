@@ -1,0 +1,236 @@
+//! Work lists: every visible (row, key) pair exactly once, whatever the batch, the pages and what they share. Pure, no GPU.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod walk;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gqa::params::{MAP_KEYS, MAP_TILES, NO_LIST, WHOLE};
+use gqa::plan::{Shared, Span, StepInput, StepSequence, Traffic, WorkLists};
+use gqa::{AttentionSpec, Caps, Dtype, Family, Mask, Options, Plan};
+use proptest::prelude::*;
+use walk::Walk;
+use world::{spec, spec_of_trees, world};
+
+fn caps() -> [Caps; 3] {
+    let minimal = Caps::minimal();
+    let gpu = Caps { workgroup_memory: 32 << 10, subgroup: Some((32, 32)), ..minimal.clone() };
+    [Caps { subgroup: Some((8, 8)), software: true, ..gpu.clone() }, minimal, gpu]
+}
+
+fn plan(spec: &AttentionSpec, adapter: usize, chunk: Option<u32>, portable: bool) -> Plan {
+    let family = if portable { Family::Portable } else { Family::Auto };
+    Plan::new(spec, &caps()[adapter], &Options { chunk, family, ..Options::default() }).unwrap()
+}
+
+fn items(lists: &WorkLists) -> impl Iterator<Item = &gqa::params::WorkItem> {
+    lists.prefill.iter().chain(&lists.decode).flatten()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_visible_pair_is_walked_once(
+        (spec, world) in world(spec_of_trees(), false),
+        adapter in 0usize..3, chunk in prop::option::of(1u32..300), portable: bool,
+    ) {
+        let plan = plan(&spec, adapter, chunk, portable);
+        let mut input = world.input.clone();
+        let lists = plan.work(&mut input);
+        let walk = Walk::new(&plan, &world, &input, &lists);
+        walk.check_coverage();
+        walk.check_tightness();
+        walk.check_places();
+        walk.check_words();
+    }
+
+    #[test]
+    fn states_are_apart_and_all_merged(
+        (spec, world) in world(spec_of_trees(), false), adapter in 0usize..3, chunk in prop::option::of(1u32..200),
+    ) {
+        let plan = plan(&spec, adapter, chunk, false);
+        let mut input = world.input.clone();
+        let lists = plan.work(&mut input);
+        Walk::new(&plan, &world, &input, &lists).check_states();
+    }
+
+    #[test]
+    fn maps_are_apart(
+        (spec, world) in world(spec(), true), adapter in 0usize..3, chunk in prop::option::of(1u32..300),
+    ) {
+        let spec = spec.to_builder().mask(Mask::Keep).build().unwrap();
+        let plan = plan(&spec, adapter, chunk, false);
+        // Tiles that kernels stage are the tiles of the map, or parts of them.
+        prop_assert!([plan.prefill(), plan.decode()].iter().all(|v| MAP_KEYS.is_multiple_of(v.tile.keys)));
+        let lists = plan.work(&mut world.input.clone());
+        let mut next = 0;
+        let mut maps: Vec<_> = items(&lists).collect();
+        maps.sort_by_key(|item| (item.map, item.key_end - item.key_begin));
+        for item in maps {
+            prop_assert_eq!(u64::from(item.map), next, "maps overlap or leave gaps");
+            let words = (item.key_end - item.key_begin).div_ceil(MAP_KEYS).div_ceil(MAP_TILES);
+            next += u64::from(words * spec.kv_heads());
+        }
+        prop_assert_eq!(next, lists.map_words);
+    }
+
+    #[test]
+    fn every_new_token_is_appended_once_where_it_belongs((spec, world) in world(spec(), false)) {
+        let plan = plan(&spec, 1, None, false);
+        let mut input = world.input.clone();
+        let lists = plan.work(&mut input);
+        prop_assert_eq!(lists.append.len(), input.shards as usize);
+        let mut written = BTreeMap::new();
+        for (shard, run) in lists.append.iter().enumerate().flat_map(|(n, runs)| runs.iter().map(move |r| (n, r))) {
+            prop_assert!((1..=plan.append().tile.rows).contains(&run.tokens));
+            for i in 0..run.tokens {
+                let place = (shard, run.pages, run.slot + i, run.position + i as i32);
+                prop_assert_eq!(written.insert(run.token + i, place), None);
+            }
+        }
+        for (new, table) in input.appends.iter().zip(&world.tables) {
+            for i in 0..new.len {
+                let slot = new.slot + i;
+                let (shard, local) = table[(slot / world.page) as usize];
+                let place = (shard as usize, new.pages, slot, (new.position + i) as i32);
+                prop_assert_eq!(written.remove(&(new.token + i)), Some(place));
+                let at = u64::from(new.pages.wrapping_add(slot / world.page)) - input.dense;
+                prop_assert_eq!(input.words[at as usize], local);
+            }
+        }
+        prop_assert!(written.is_empty());
+    }
+
+    #[test]
+    fn the_same_step_gives_the_same_lists((spec, world) in world(spec_of_trees(), false), adapter in 0usize..3) {
+        let plan = plan(&spec, adapter, None, false);
+        let [mut a, mut b] = [world.input.clone(), world.input];
+        prop_assert_eq!(plan.work(&mut a), plan.work(&mut b));
+        prop_assert_eq!(a, b);
+    }
+}
+
+/// A step of these sequences, in one shard.
+fn step(sequences: Vec<StepSequence>) -> StepInput {
+    StepInput { sequences, shards: 1, ..StepInput::default() }
+}
+
+/// One token after `kv_len - 1` others.
+fn decode(token: u32, kv_len: u32) -> StepSequence {
+    let q_start = kv_len as i32 - 1;
+    StepSequence { token, q_len: 1, q_start, kv_len, ..StepSequence::default() }
+}
+
+#[test]
+fn states_never_exceed_a_binding() {
+    // 1,000 decodes in chunks of 1 key would need 1,000 x 1,000 states of 1 KiB.
+    let spec = AttentionSpec::builder(4, 1, 256).build().unwrap();
+    let caps = Caps { binding_size: 1 << 20, ..Caps::minimal() };
+    let plan = Plan::new(&spec, &caps, &Options { chunk: Some(1), ..Options::default() }).unwrap();
+    let lists = plan.work(&mut step((0..1000).map(|i| decode(i, 1000)).collect()));
+    assert!(lists.state_rows * plan.state_row_bytes() <= 1 << 20);
+    assert_eq!(lists.decode[0].len(), 1000);
+}
+
+#[test]
+fn chunks_fill_the_device_and_no_more() {
+    let spec = AttentionSpec::builder(32, 8, 128).build().unwrap();
+    let caps = Caps::minimal();
+    let plan = Plan::new(&spec, &caps, &Options::default()).unwrap();
+    let workgroups =
+        |kv_len| plan.work(&mut step(vec![decode(0, kv_len)])).decode[0].len() as u32 * spec.kv_heads();
+    // One long decode fills the device; a short one is not cut below 64 keys.
+    assert_eq!(workgroups(65_536), caps.fill());
+    assert_eq!(workgroups(128), 2 * 8);
+    assert_eq!(workgroups(64), 8);
+    // A long prefill fills it without cutting most of its tiles.
+    let prefill = StepSequence { q_len: 4096, kv_len: 4096, ..StepSequence::default() };
+    let lists = plan.work(&mut step(vec![prefill]));
+    assert!(lists.combine.len() * 2 < 4096 * 4 / 32, "{} tiles are cut", lists.combine.len());
+}
+
+/// Eight decodes of 1,100 keys, of which they share 1,024.
+fn cascade() -> StepInput {
+    let own = |i| StepSequence { own_from: 1024, ..decode(i, 1100) };
+    let members = Span { first: 0, count: 8 };
+    StepInput {
+        members: (0..8).collect(),
+        shared: vec![Shared { key_begin: 0, key_end: 1024, members, ..Shared::default() }],
+        ..step((0..8).map(own).collect())
+    }
+}
+
+#[test]
+fn a_shared_prefix_is_walked_once() {
+    let spec = AttentionSpec::builder(8, 2, 64).build().unwrap();
+    let plan =
+        Plan::new(&spec, &Caps::minimal(), &Options { chunk: Some(512), ..Options::default() }).unwrap();
+    let mut input = cascade();
+    let lists = plan.work(&mut input);
+    let keys = |listed: bool| {
+        let items = items(&lists).filter(|item| (item.list != NO_LIST) == listed);
+        items.map(|item| item.key_end - item.key_begin).sum::<u32>()
+    };
+    // 32 rows in one tile of the prefill kernel, whose keys are read once; the rest by each for itself.
+    assert_eq!((keys(true), keys(false)), (1024, 8 * 76));
+    assert_eq!(lists.prefill[0].len(), 2);
+    assert!(items(&lists).all(|item| item.state_stride != WHOLE));
+    assert!(lists.combine.iter().all(|tile| tile.count == 3));
+    assert_eq!(lists.combine.iter().map(|tile| tile.token).collect::<BTreeSet<_>>(), (0..8).collect());
+}
+
+#[test]
+fn what_has_no_keys_is_finished_all_the_same() {
+    let spec = AttentionSpec::builder(8, 2, 64).build().unwrap();
+    let rotated = spec.to_builder().rotated(true).build().unwrap();
+    let empty = StepSequence { q_len: 1, ..StepSequence::default() };
+    let work =
+        |spec| Plan::new(spec, &Caps::minimal(), &Options::default()).unwrap().work(&mut step(vec![empty]));
+    let (plain, turned) = (work(&spec), work(&rotated));
+    assert!(plain.combine.is_empty() && plain.decode[0].len() == 1);
+    assert!(turned.combine[0].count == 0 && turned.decode[0].is_empty());
+}
+
+#[test]
+fn traffic_counts_each_key_once_per_sequence() {
+    let spec = AttentionSpec::builder(32, 8, 128).kv_dtype(Dtype::F16).build().unwrap();
+    let traffic = Traffic::of(&spec, &step(vec![decode(0, 4096)]));
+    assert_eq!(traffic.bytes, 4096 * 8 * 256 * 2 + 32 * 256 * 4);
+    assert_eq!(traffic.flops, 2 * 32 * 4096 * 256);
+    // Evicted keys are neither read nor multiplied.
+    let evicted = StepSequence { begin: 96, ..decode(0, 4096) };
+    let traffic = Traffic::of(&spec, &step(vec![evicted]));
+    assert_eq!(traffic.bytes, 4000 * 8 * 256 * 2 + 32 * 256 * 4);
+    assert_eq!(traffic.flops, 2 * 32 * 4000 * 256);
+    // Causal prefill: half of the square, and the diagonal.
+    let prefill = StepSequence { q_len: 100, kv_len: 100, ..StepSequence::default() };
+    assert_eq!(Traffic::of(&spec, &step(vec![prefill])).flops, 2 * 32 * (100 * 101 / 2) * 256);
+    // Blocks count with their headers: 34 bytes of 32 numbers.
+    let blocks = spec.to_builder().kv_dtype(Dtype::Q8).build().unwrap();
+    let bytes = Traffic::of(&blocks, &step(vec![decode(0, 4096)])).bytes;
+    assert_eq!(bytes, 4096 * blocks.kv_bytes_per_token() + 32 * 256 * 4);
+}
+
+#[test]
+fn traffic_counts_shared_keys_once_for_all() {
+    let spec = AttentionSpec::builder(32, 8, 128).kv_dtype(Dtype::F16).build().unwrap();
+    let traffic = Traffic::of(&spec, &cascade());
+    assert_eq!(traffic.bytes, (1024 + 8 * 76) * 8 * 256 * 2 + 8 * 32 * 256 * 4);
+    assert_eq!(traffic.flops, 8 * 2 * 32 * 1100 * 256);
+}
+
+#[test]
+fn plans_tell_their_reasons() {
+    let spec = AttentionSpec::builder(32, 8, 128).build().unwrap();
+    let rotated = spec.to_builder().rotated(true).build().unwrap();
+    for (caps, (spec, count)) in caps().iter().flat_map(|caps| [(caps, (&spec, 4)), (caps, (&rotated, 5))]) {
+        let plan = Plan::new(spec, caps, &Options::default()).unwrap();
+        let text = plan.to_string();
+        for kernel in plan.variants().iter().map(|variant| variant.kernel) {
+            assert!(text.contains(kernel.name()), "{text}");
+        }
+        assert!(text.contains("because") && text.contains(&format!("variants compiled: {count}")), "{text}");
+    }
+}
