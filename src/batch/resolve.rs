@@ -177,9 +177,14 @@ impl Sequence<'_> {
     /// That no query's window reaches back to keys which a pool with a window has let go.
     fn check_kept(&self, spec: &AttentionSpec, whole: &StepSequence, pool: Pool<'_>) -> Result<(), Error> {
         let live = pool.table.live_from(self.id, pool.index)?;
-        let keys = spec.visible(i64::from(whole.q_start), whole.kv_len);
-        if whole.q_len > 0 && keys.start.max(whole.begin) < live.min(keys.end) {
-            let needed = format!("layers with a window have kept the keys from {live} on: queries see others");
+        if whole.q_len == 0 {
+            return Ok(());
+        }
+        // The first query may see evicted keys only, and those behind it others that are gone: all of them count.
+        let keys = whole.visible(spec, 0..whole.q_len * spec.group());
+        if keys.start < live.min(keys.end) {
+            let needed =
+                format!("layers with a window have kept the keys from {live} on: queries see others");
             return Err(Error::field("sequence.q_start", whole.q_start, needed));
         }
         Ok(())
