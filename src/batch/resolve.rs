@@ -187,14 +187,14 @@ impl Sequence<'_> {
             let needed = format!("tokens before {live} are evicted, or behind every window: {slot} is no place");
             return Err(Error::field("sequence.new_len", self.new_len, needed));
         }
-        if live == whole.begin {
+        if whole.q_len == 0 {
             return Ok(());
         }
-        // Windows only move on, so the first query that sees anything sees furthest back.
-        let rows = (0..whole.q_len).map(|token| token * spec.group());
-        let seen = rows.map(|row| whole.visible(spec, row..row + 1)).find(|keys| !keys.is_empty());
-        if seen.is_some_and(|keys| keys.start < live) {
-            let needed = format!("layers with a window have kept the keys from {live} on: queries see others");
+        // The first query may see evicted keys only, and those behind it others that are gone: all of them count.
+        let keys = whole.visible(spec, 0..whole.q_len * spec.group());
+        if keys.start < live.min(keys.end) {
+            let needed =
+                format!("layers with a window have kept the keys from {live} on: queries see others");
             return Err(Error::field("sequence.q_start", whole.q_start, needed));
         }
         Ok(())

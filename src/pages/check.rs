@@ -34,6 +34,9 @@ impl SequenceTable {
             if list.first * page > entry.seen_from(entry.len, pool.shape.window) {
                 return refuse("tokens that are still seen have no page");
             }
+            if list.blank > entry.seen_from(entry.len, pool.shape.window) {
+                return refuse("tokens that are still seen have no content");
+            }
             let unseen = (entry.begin / page).saturating_sub(list.first);
             if unseen > 0 {
                 return refuse("pages of evicted tokens are held");

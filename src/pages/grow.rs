@@ -105,7 +105,8 @@ impl SequenceTable {
             Ok(())
         };
         if let Err(error) = room() {
-            self.close(id)?;
+            // Nobody has seen the handle.
+            self.entries[id.index as usize].open = false;
             return Err(error);
         }
         for (list, pool) in entry.lists.iter_mut().zip(&mut self.pools) {

@@ -89,9 +89,8 @@ impl PageList {
         self.pages.drain(keep.min(self.pages.len())..).rev().for_each(|page| pool.release(page));
         // Where the page of the next token was given back with evicted ones, it comes again.
         self.first = self.first.min(len / pool.shape.page);
-        if len == 0 {
-            self.blank = 0;
-        }
+        // Tokens to come have content.
+        self.blank = self.blank.min(len);
     }
 
     /// Holds the pages of another sequence's first `len` tokens.

@@ -268,6 +268,27 @@ fn evicted_tokens_give_back_whole_pages() {
 }
 
 #[test]
+#[cfg(feature = "safetensors")]
+fn restored_sequences_have_what_was_kept() {
+    let mut table = table(2, [PoolShape { window: Some(10), ..pool(4, 8) }, pool(4, 20)]);
+    let refused = |kept: [u32; 2], table: &mut SequenceTable| {
+        table.refuses("saved tokens", |t| t.restore((50, 0), &kept))
+    };
+    refused([41, 0], &mut table);
+    refused([40, 1], &mut table);
+    let a = table.restore((50, 0), &[40, 0]).unwrap();
+    table.check().unwrap();
+    assert_eq!((table.len(a), table.list(a), table.live_from(a, 0)), (Ok(50), (10, vec![0, 1, 2]), Ok(40)));
+    table.refuses("len", |t| t.truncate(a, 49));
+    // Behind what was evicted all is new: it counts as there, whatever the file began with.
+    table.evict(a, 45).unwrap();
+    table.truncate(a, 20).unwrap();
+    table.check().unwrap();
+    table.grow(a, 7).unwrap();
+    assert_eq!((table.begin(a), table.live_from(a, 0)), (Ok(20), Ok(20)));
+}
+
+#[test]
 fn pages_come_from_the_sequences_shard_then_from_the_emptiest() {
     let mut table = table(4, [PoolShape { pages_per_shard: 3, ..pool(1, 8) }]);
     let [a, b, c, d] = [(); 4].map(|()| table.open().unwrap());
