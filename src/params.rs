@@ -24,12 +24,14 @@ pub const MAP_TILES: u32 = 16;
 pub struct Params {
     /// Items that follow.
     pub items: u32,
-    /// Slots of a page: rows from one KV head to the next.
+    /// Slots of a page.
     pub slots: u32,
     /// A slot's bits that tell its page begin here; 31 where a page is a whole sequence.
     pub page_shift: u32,
     /// The other bits of a slot: its place in the page.
     pub page_mask: u32,
+    /// Pages of the shard: as many rows as they have lie from one KV head to the next.
+    pub pages: u32,
     /// Where the headers of keys begin in their buffer, in words.
     pub k_headers: u32,
     /// Where the headers of values begin in theirs.

@@ -293,8 +293,9 @@ impl Launches {
         for (nth, ((prefill, decode), new)) in
             lists.prefill.iter().zip(&lists.decode).zip(&lists.append).enumerate()
         {
+            let pages = kind.pages_of(nth as u32);
             let [k_headers, v_headers] = kind.headers_at(nth as u32);
-            let of = |params: Params, items: usize| Params { items: items as u32, k_headers, v_headers, ..params };
+            let of = |params: Params, items: usize| Params { items: items as u32, pages, k_headers, v_headers, ..params };
             self.shards.push(ShardLaunches {
                 prefill: image.launch(caps, (&of(params, prefill.len()), prefill), grid(prefill.len()))?,
                 decode: image.launch(caps, (&of(params, decode.len()), decode), grid(decode.len()))?,

@@ -100,7 +100,7 @@ fn lengths_on_the_gpu_are_as_good_as_on_the_host() {
             for (family, chunk) in FAMILIES.into_iter().zip([None, Some(9)]) {
                 let options = Options { family, chunk, ..Options::default() };
                 let attention = Attention::new(&gpu.device, spec.clone(), options).unwrap();
-                let steps = 70;
+                let steps = 47;
                 let [mut host, mut resident] =
                     [(); 2].map(|()| Loop { tokens, ..Loop::new(&gpu, &spec, (3, 20 + steps * tokens)) });
                 // Prompts of several lengths, one empty, the same for both.
@@ -180,48 +180,6 @@ fn lengths_beyond_what_is_reserved_count_as_what_is_reserved() {
         let found: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.download(&lengths).unwrap());
         assert_eq!(found, [33, 7], "{}", gpu.name());
         assert!(this.result(&tensors).iter().all(|x| x.is_finite()), "{}", gpu.name());
-    }
-}
-
-/// Resident memory of this process in KiB, where the system tells.
-fn memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-}
-
-#[test]
-fn ten_thousand_steps_take_no_more_memory_than_a_thousand() {
-    const STEPS: u32 = 10_000;
-    for gpu in gpus() {
-        let spec = AttentionSpec::builder(4, 1, 16).kv_dtype(Dtype::F16).build().unwrap();
-        let attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();
-        let mut this = Loop::new(&gpu, &spec, (1, STEPS));
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        this.cache.reserve(&mut encoder, &[(this.ids[0], STEPS)]).unwrap();
-        let lengths = gpu.upload("lengths", bytemuck::cast_slice(&[0u32]));
-        let sequences = this.sequences();
-        let step = attention.prepare_loop(&gpu.queue, &this.cache, &this.batch(&sequences)).unwrap();
-        let tensors = this.tensors(0);
-        let mut early = 0;
-        for nth in 0..STEPS {
-            attention.schedule(&mut encoder, &step, lengths.as_entire_buffer_binding()).unwrap();
-            record(&attention, &mut encoder, &step, &tensors);
-            // As a loop would that looks at its tokens now and then.
-            if nth % 10 == 9 {
-                let next = gpu.device.create_command_encoder(&Default::default());
-                gpu.finish(std::mem::replace(&mut encoder, next)).unwrap();
-            }
-            if nth == STEPS / 10 {
-                early = memory();
-            }
-        }
-        let grown = memory().saturating_sub(early);
-        assert!(grown < 8 << 10, "{}: {grown} KiB more", gpu.name());
-        let found: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.download(&lengths).unwrap());
-        assert_eq!(found, [STEPS], "{}", gpu.name());
-        this.cache.advance(this.ids[0], STEPS).unwrap();
-        assert!(this.cache.advance(this.ids[0], 1).is_err());
     }
 }
 

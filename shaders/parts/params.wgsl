@@ -6,6 +6,7 @@ struct Params {
     slots: u32,
     page_shift: u32,
     page_mask: u32,
+    pages: u32,
     k_headers: u32,
     v_headers: u32,
     lse: u32,

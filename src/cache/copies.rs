@@ -62,11 +62,12 @@ impl Copies {
         for layer in layers {
             let kind = &kinds[layer.kind as usize];
             let moves = || moves.iter().filter(|m| m.pool == layer.kind as usize);
-            for side in sides(layer) {
-                for plane in 0..2 {
+            let heads = kind.entry.kv_heads() as usize;
+            for (side, plane) in sides(layer).flat_map(|side| [(side, 0), (side, 1)]) {
+                for head in 0..heads {
                     let part = |place: Place| match place {
-                        Place::Page(page) => part_of(layer, kind, (page, side), plane),
-                        Place::Spare => part_of(layer, kind, (0, side), plane)
+                        Place::Page(page) => part_of(layer, kind, (page, side, plane), head),
+                        Place::Spare => part_of(layer, kind, (0, side, plane), head)
                             .map(|part| Part { buffer: scratch, offset: largest, ..part }),
                     };
                     for PageMove { from, to, .. } in moves() {
@@ -89,8 +90,13 @@ pub(super) fn buffer_of(shard: &Shard, side: usize) -> &wgpu::Buffer {
     if side == 0 { &shard.k } else { &shard.v }
 }
 
-fn part_of<'a>(layer: &'a Layer, kind: &Kind, (page, side): (u32, usize), plane: usize) -> Option<Part<'a>> {
-    let (offset, size) = kind.planes(page, side).nth(plane)?;
+fn part_of<'a>(
+    layer: &'a Layer,
+    kind: &Kind,
+    (page, side, plane): (u32, usize, usize),
+    head: usize,
+) -> Option<Part<'a>> {
+    let (offset, size) = kind.parts(page, side, plane).nth(head)?;
     let shard = layer.shards.get((page / kind.pool.pages_per_shard) as usize)?;
     Some(Part { buffer: buffer_of(shard, side), offset, size })
 }
@@ -106,9 +112,7 @@ fn copy(encoder: &mut wgpu::CommandEncoder, from: Part<'_>, to: Part<'_>, scratc
 }
 
 fn largest_part(kinds: &[Kind]) -> u64 {
-    let sizes = kinds.iter().flat_map(|kind| {
-        let part = |side| kind.planes(0, side).map(|(_, size)| size);
-        part(0).chain(part(1))
-    });
-    sizes.max().unwrap_or(4)
+    let of = |kind: &Kind, side, plane| kind.parts(0, side, plane).map(|(_, size)| size).max().unwrap_or(4);
+    let all = [(0, 0), (0, 1), (1, 0), (1, 1)];
+    kinds.iter().flat_map(|kind| all.map(|(side, plane)| of(kind, side, plane))).max().unwrap_or(4)
 }

@@ -27,7 +27,7 @@ pub struct Layer {
     pub(crate) kind: u32,
 }
 
-/// A part of a layer, as `[page][kv_head][slot][dim]`, rows zero-padded to groups of four elements; behind the numbers of all rows the
+/// A part of a layer, as `[kv_head][page][slot][dim]`, rows zero-padded to groups of four elements; behind the numbers of all rows the
 /// headers of those that are stored in blocks, in the same order.
 #[derive(Debug, Clone)]
 pub struct Shard {

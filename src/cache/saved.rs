@@ -108,10 +108,11 @@ impl Snapshot {
             for side in 0..saved.sides {
                 for plane in 0..2 {
                     for page in &pages[..saved.pages as usize] {
-                        let Some((offset, bytes)) = saved.kind.planes(*page, side).nth(plane) else { continue };
                         let shard = &layer.shards[(page / saved.kind.pool.pages_per_shard) as usize];
-                        encoder.copy_buffer_to_buffer(buffer_of(shard, side), offset, &buffer, at, bytes);
-                        at += bytes;
+                        for (offset, bytes) in saved.kind.parts(*page, side, plane) {
+                            encoder.copy_buffer_to_buffer(buffer_of(shard, side), offset, &buffer, at, bytes);
+                            at += bytes;
+                        }
                     }
                 }
             }
@@ -229,8 +230,11 @@ pub(super) fn restore(cache: &mut KvCache, queue: &wgpu::Queue, bytes: &[u8]) ->
                 }
                 for (page, image) in pages.iter().zip(paged.chunks(heads * kind.pool.page as usize * bytes)) {
                     let shard = &layer.shards[(page / kind.pool.pages_per_shard) as usize];
-                    if let Some((offset, _)) = kind.planes(*page, side).nth(plane) {
-                        queue.write_buffer(buffer_of(shard, side), offset, image);
+                    for ((offset, size), rows) in
+                        kind.parts(*page, side, plane).zip(image.chunks(kind.pool.page as usize * bytes))
+                    {
+                        debug_assert_eq!(size, rows.len() as u64);
+                        queue.write_buffer(buffer_of(shard, side), offset, rows);
                     }
                 }
             }

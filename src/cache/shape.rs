@@ -49,7 +49,6 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// KV heads.
-    #[cfg(feature = "safetensors")]
     pub(crate) fn kv_heads(&self) -> u32 {
         self.kv_heads
     }
@@ -118,15 +117,19 @@ impl Kind {
         self.rows().map(|row| rows * u64::from(row.bytes()))
     }
 
-    /// The parts of a page of keys (0) or values (1) in its shard's buffer, as offset and size in bytes: numbers, headers.
-    pub(crate) fn planes(&self, page: u32, side: usize) -> impl Iterator<Item = (u64, u64)> + use<> {
+    /// The parts of a page of keys (0) or values (1) in its shard's buffer, one for each KV head, as offset and size in bytes: of its
+    /// numbers (plane 0), or of its headers (plane 1), of which there may be none.
+    pub(crate) fn parts(&self, page: u32, side: usize, plane: usize) -> impl Iterator<Item = (u64, u64)> + use<> {
         let (shard, local) = (page / self.pool.pages_per_shard, page % self.pool.pages_per_shard);
         let row = self.rows()[side];
-        let headers_at = u64::from(self.headers_at(shard)[side]) * 4;
-        let bytes = |words: u32| self.rows_per_page() * u64::from(words) * 4;
-        let place = |at: u64, size: u64| (at + u64::from(local) * size, size);
-        let planes = [place(0, bytes(row.words)), place(headers_at, bytes(row.headers))];
-        planes.into_iter().filter(|(_, size)| *size > 0)
+        let (at, words) = match plane {
+            0 => (0, row.words),
+            _ => (u64::from(self.headers_at(shard)[side]) * 4, row.headers),
+        };
+        let size = u64::from(self.pool.page) * u64::from(words) * 4;
+        let pages = u64::from(self.pages_of(shard));
+        let part = move |head: u32| (at + (u64::from(head) * pages + u64::from(local)) * size, size);
+        (0..self.entry.kv_heads).map(part).filter(|(_, size)| *size > 0)
     }
 }
 

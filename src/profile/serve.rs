@@ -29,14 +29,14 @@ pub struct ServeShape {
 }
 
 impl ServeShape {
-    /// 64 decodes of 200 to 8,000 tokens (as many short as long ones, on a logarithmic scale), and two chunks of 512. With
-    /// `answers` above 1 there are fewer prompts with as many answers each.
+    /// 64 decodes of 200 to 8,000 tokens (as many short as long ones, on a logarithmic scale), and the first 512 tokens of two prompts.
+    /// With `answers` above 1 there are fewer prompts with as many answers each, which share all but their last 40 tokens.
     pub fn mixed(spec: AttentionSpec, answers: u32) -> Self {
         let count = 64 / answers.max(1);
         let step = (8000.0f64 / 200.0).powf(1.0 / f64::from(count.max(2) - 1));
         let own = if answers > 1 { 40 } else { 0 };
         let prompts = (0..count).map(|i| (200.0 * step.powi(i as i32)) as u32 - own);
-        Self { spec, prompts: prompts.collect(), answers, own, chunks: vec![(512, 512), (512, 1024)], page: 16 }
+        Self { spec, prompts: prompts.collect(), answers, own, chunks: vec![(512, 512); 2], page: 16 }
     }
 
     /// Query tokens and keys of every sequence.

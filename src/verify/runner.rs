@@ -282,7 +282,7 @@ impl Call<'_> {
             for (key, head) in (0..s.kv_len).flat_map(|key| (0..heads).map(move |head| (key, head))) {
                 let page = pages[(key / pool.page) as usize];
                 let (shard, local) = ((page / pool.pages_per_shard) as usize, page % pool.pages_per_shard);
-                let at = ((local * heads + head) * pool.page + key % pool.page) as usize;
+                let at = ((head * kind.pages_of(shard as u32) + local) * pool.page + key % pool.page) as usize;
                 let headers_at = kind.headers_at(shard as u32)[side] as usize + at * row.headers as usize;
                 let words = &shards[shard];
                 rows.extend(decode_row(dtype, dim, &words[at * row.words as usize..], &words[headers_at..]));

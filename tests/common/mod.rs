@@ -1,4 +1,5 @@
 //! What the tests on adapters share.
+#![allow(dead_code)]
 
 use gqa::verify::{Gpu, Problem, ProblemSequence, Setup, adapters, random_problem_of};
 use gqa::{AttentionSpec, Family, Options};

@@ -38,11 +38,12 @@ pub(crate) struct Args {
     /// Queries see the keys up to their own position only (with --heads)
     #[arg(long, requires = "heads")]
     causal: bool,
-    /// Measure a server's mixed batch instead: 64 decodes of 200 to 8,000 tokens and 2 chunks of prompts, at once and one by one
+    /// Measure a server's mixed batch instead, at once and sequence by sequence: 64 decodes of 200 to 8,000 tokens and 2 prefill chunks
+    /// of 512; once as answers to few prompts, which share pages, and once with nothing shared
     #[arg(long)]
     serve: bool,
-    /// With --serve, answers to each prompt, decoded at once from the same pages (1, 2, 4, 8 ... 64)
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "serve", value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// With --serve, answers to each prompt
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "serve", value_parser = clap::value_parser!(u32).range(1..=64))]
     answers: u32,
     /// With --serve, slots of a page
     #[arg(long, value_name = "N", default_value_t = gqa::PagedShape::PAGE, requires = "serve")]
