@@ -1,7 +1,7 @@
 //! The host's side, on a device that does nothing: `Plan::new`, `prepare`, `record`.
 
 use criterion::Criterion;
-use gqa::{Attention, AttentionSpec, Batch, CacheShape, Caps, Dtype, Io, KvCache, Options, Plan, Sequence};
+use gqa::{Attention, AttentionSpec, Batch, CacheShape, Caps, Dtype, Io, KvCache, Options, PagedShape, Plan, Sequence};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
@@ -28,6 +28,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             // The submission takes the writes away; they would pile up otherwise.
             queue.submit([]);
             attention.prepare(&queue, &cache, &batch)
+        });
+    });
+
+    // As a server has them: pages of 16, up to 4,000 tokens, an eighth of them forks, every one a token further.
+    let shape = PagedShape { sequences: 257, page: 16, tokens: 1 << 20, longest_step: 512 };
+    let mut pages = KvCache::paged(&device, &[&spec], shape)?;
+    let mut encoder = device.create_command_encoder(&Default::default());
+    let prompt = pages.open()?;
+    pages.extend(&mut encoder, &[(prompt, 1000)])?;
+    let mut decodes = Vec::new();
+    for i in 0..256 {
+        let id = if i % 8 == 0 { pages.fork(prompt)? } else { pages.open()? };
+        pages.extend(&mut encoder, &[(id, 1 + i * 16)])?;
+        decodes.push(Sequence::new(id, 1));
+    }
+    let decode = Batch::new(&spec, &decodes);
+    let mut renewed = attention.prepare(&queue, &pages, &decode)?;
+    criterion.bench_function("update, 256 sequences in pages", |bencher| {
+        bencher.iter(|| {
+            queue.submit([]);
+            attention.update(&queue, &pages, &decode, &mut renewed)
         });
     });
 
