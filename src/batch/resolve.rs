@@ -296,7 +296,11 @@ impl Resolved {
             }
             cuts.count = input.cuts.len() as u32 - cuts.first;
         }
-        input.words.extend(pages.iter().map(|id| id % per_shard));
+        // Most caches are one shard: then the numbers are the same, and copying them is all.
+        match input.shards {
+            1 => input.words.extend_from_slice(pages),
+            _ => input.words.extend(pages.iter().map(|id| id % per_shard)),
+        }
         // Without a page there is nothing to read; the index stays in range all the same.
         if pages.is_empty() {
             input.words.push(0);
