@@ -223,6 +223,7 @@ impl Step {
         let resolved = &self.host.resolved;
         self.traffic = Traffic::of(maker.plan.spec(), &resolved.input);
         self.host.image.write(maker.queue, &self.buffers.work);
+        self.host.image.settle();
         let words: &[u8] = bytemuck::cast_slice(&resolved.input.words);
         if !words.is_empty() {
             maker.queue.write_buffer(&self.buffers.words, resolved.input.dense * 4, words);
