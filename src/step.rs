@@ -151,6 +151,12 @@ impl Step {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &self.buffers.work, offset, size })
     }
 
+    /// Whether its memory has no room for any work of attention.
+    pub(crate) fn is_void(&self) -> bool {
+        let launches = self.shards.iter().flat_map(|shard| [&shard.prefill, &shard.decode]);
+        launches.chain([&self.combine, &self.embed]).all(|launch| launch.region.size == 0)
+    }
+
     /// Launches of kernels that read keys for queries, where there is work.
     pub(crate) fn attends(&self) -> impl Iterator<Item = &Launch> {
         let launches = self.shards.iter().flat_map(|shard| [&shard.prefill, &shard.decode]);

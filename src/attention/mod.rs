@@ -262,10 +262,12 @@ impl Attention {
             let problem = "Io::lse and Batch::lse go together";
             return Err(Error::Buffer { name: "lse", problem, needed, found });
         }
-        if step.attends().next().is_none() && step.combine.get().is_none() {
+        // A step that holds nothing now may hold something later, in the same memory: then these bindings are still good.
+        if step.is_void() {
             return Ok(bindings);
         }
-        if step.needs.mask.is_some() && !step.masked.load(Ordering::Relaxed) {
+        let masked = step.masked.load(Ordering::Relaxed) || step.attends().next().is_none();
+        if step.needs.mask.is_some() && !masked {
             return Err(Error::field("mask", "not given", "call Attention::mask for this step first"));
         }
         let bytes = self.plan.spec().q_dtype().bytes();
