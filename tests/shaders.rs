@@ -142,7 +142,8 @@ fn validate(text: &str, variant: &Variant) -> (naga::Module, ModuleInfo) {
 fn check_bindings(module: &naga::Module, info: &ModuleInfo, variant: &Variant) {
     let bindings: BTreeMap<_, _> = variant.bindings().into_iter().collect();
     let used = info.get_entry_point(0);
-    for (handle, global) in module.global_variables.iter().filter(|(handle, _)| !used[*handle].is_empty()) {
+    let globals = module.global_variables.iter().filter(|(handle, _)| !used[*handle].is_empty());
+    for (_, global) in globals {
         let Some(binding) = &global.binding else { continue };
         let access = bindings.get(&binding.binding);
         let needed = match global.space {
