@@ -1,7 +1,10 @@
 //! The host's side, on a device that does nothing: `Plan::new`, `prepare`, `record`.
 
 use criterion::Criterion;
-use gqa::{Attention, AttentionSpec, Batch, CacheShape, Caps, Dtype, Io, KvCache, Options, PagedShape, Plan, Sequence};
+use gqa::{
+    Attention, AttentionSpec, Batch, CacheShape, Caps, Dtype, Io, KvCache, Options, PagedShape, Plan,
+    Sequence,
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());

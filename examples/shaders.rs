@@ -18,6 +18,27 @@ fn specs() -> Result<Vec<(String, AttentionSpec)>, gqa::Error> {
             specs.push((format!("{q_heads}-{kv_heads}-{dim}-{q_dtype}-{kv_dtype}"), builder.build()?));
         }
     }
+    // What few bits store, keys and values alike and not, as it is and rotated.
+    let few = [
+        (Dtype::Fp8, Dtype::Fp8),
+        (Dtype::Q8, Dtype::Q8),
+        (Dtype::Q4, Dtype::Q4),
+        (Dtype::Q8, Dtype::Q4),
+        (Dtype::Fp8, Dtype::Q4),
+        (Dtype::Q4, Dtype::F16),
+        (Dtype::Bf16, Dtype::Q8),
+    ];
+    for (nth, (k, v)) in few.into_iter().enumerate() {
+        for (rotated, name) in [(false, "plain"), (true, "rotated")] {
+            for (head_dim, v_head_dim) in [(128, 128), (70, 33)] {
+                let builder = AttentionSpec::builder(12, 4, head_dim).v_head_dim(v_head_dim).rotated(rotated);
+                let q_dtype = if nth % 2 == 0 { Dtype::F32 } else { Dtype::F16 };
+                let builder = builder.q_dtype(q_dtype).kv_dtype(k).v_dtype(v).sinks(true).qk_norm(1e-6);
+                let spec = builder.rope(Rope::new(32)).build()?;
+                specs.push((format!("{head_dim}-{v_head_dim}-{q_dtype}-{k}-{v}-{name}"), spec));
+            }
+        }
+    }
     let half = || AttentionSpec::builder(8, 2, 64).q_dtype(Dtype::F16).kv_dtype(Dtype::F16);
     let all = |mask| {
         let builder = half().window(100, 3).softcap(30.0).sinks(true).alibi(&alibi_slopes(8));
@@ -34,6 +55,11 @@ fn specs() -> Result<Vec<(String, AttentionSpec)>, gqa::Error> {
         ("keep", all(Mask::Keep)),
         ("add", all(Mask::Add)),
         ("mla", AttentionSpec::builder(16, 1, 576).v_in_k(512)),
+        ("mla-fp8", AttentionSpec::builder(16, 1, 576).v_in_k(512).kv_dtype(Dtype::Fp8)),
+        ("mla-q8", AttentionSpec::builder(16, 1, 576).v_in_k(512).kv_dtype(Dtype::Q8)),
+        ("rotated-tree", all(Mask::Tree).kv_dtype(Dtype::Q4).rotated(true)),
+        ("rotated-keep", all(Mask::Keep).kv_dtype(Dtype::Q8).rotated(true)),
+        ("rotated-add", all(Mask::Add).kv_dtype(Dtype::Fp8).rotated(true)),
     ];
     for (name, builder) in features {
         specs.push((name.to_owned(), builder.build()?));

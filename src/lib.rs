@@ -91,9 +91,9 @@ mod weights;
 
 pub use attention::{Attention, Bindings, Io, NewKv};
 pub use batch::{Batch, Sequence};
-pub use cache::{CacheShape, KvCache, Layer, PagedShape, Shard};
 #[cfg(feature = "safetensors")]
 pub use cache::Snapshot;
+pub use cache::{CacheShape, KvCache, Layer, PagedShape, Shard};
 pub use caps::Caps;
 pub use device::{WANTED_FEATURES, device_descriptor};
 pub use error::Error;

@@ -167,6 +167,12 @@ impl Step {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &self.buffers.work, offset, size })
     }
 
+    /// Whether its memory has no room for any work of attention.
+    pub(crate) fn is_void(&self) -> bool {
+        let launches = self.shards.iter().flat_map(|shard| [&shard.prefill, &shard.decode]);
+        launches.chain([&self.combine, &self.embed]).all(|launch| launch.region.size == 0)
+    }
+
     /// Launches of kernels that read keys for queries, where there is work.
     pub(crate) fn attends(&self) -> impl Iterator<Item = &Launch> {
         let launches = self.shards.iter().flat_map(|shard| [&shard.prefill, &shard.decode]);
@@ -255,6 +261,7 @@ impl Step {
         let resolved = &self.host.resolved;
         self.traffic = Traffic::of(maker.plan.spec(), &resolved.input);
         self.host.image.write(maker.queue, &self.buffers.work);
+        self.host.image.settle();
         let words: &[u8] = bytemuck::cast_slice(&resolved.input.words);
         if !words.is_empty() {
             maker.queue.write_buffer(&self.buffers.words, resolved.input.dense * 4, words);
@@ -295,7 +302,13 @@ impl Launches {
         {
             let pages = kind.pages_of(nth as u32);
             let [k_headers, v_headers] = kind.headers_at(nth as u32);
-            let of = |params: Params, items: usize| Params { items: items as u32, pages, k_headers, v_headers, ..params };
+            let of = |params: Params, items: usize| Params {
+                items: items as u32,
+                pages,
+                k_headers,
+                v_headers,
+                ..params
+            };
             self.shards.push(ShardLaunches {
                 prefill: image.launch(caps, (&of(params, prefill.len()), prefill), grid(prefill.len()))?,
                 decode: image.launch(caps, (&of(params, decode.len()), decode), grid(decode.len()))?,

@@ -18,14 +18,14 @@ pub(crate) struct Image {
     regions: Vec<Region>,
     /// The region that the next list goes to.
     next: usize,
-    /// Whether a region has grown since the buffer was made.
+    /// Whether a region is not where bindings have it.
     moved: bool,
 }
 
 impl Image {
     /// Begins anew with the first region.
     pub(crate) fn clear(&mut self) {
-        (self.next, self.moved) = (0, false);
+        self.next = 0;
     }
 
     /// Bytes of the buffer.
@@ -36,6 +36,11 @@ impl Image {
     /// Whether bindings of the regions as they were are no longer good.
     pub(crate) fn moved(&self) -> bool {
         self.moved
+    }
+
+    /// Bindings are made of the regions as they are from here on. Until then regions that a refused step has moved count as moved.
+    pub(crate) fn settle(&mut self) {
+        self.moved = false;
     }
 
     /// Writes a list's head and items into the next region, and says what dispatches it.
@@ -96,5 +101,32 @@ fn check(caps: &Caps, needed: u64, grid: [u32; 3]) -> Result<(), Error> {
             Err(Error::Limit { what: what(), limit, needed, found, hint })
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_that_a_refused_step_has_moved_stay_moved() {
+        let caps = Caps::minimal();
+        let mut image = Image::default();
+        let launch = |image: &mut Image, items: usize, x: u32| {
+            image.launch(&caps, (&0u32, &vec![0u32; items]), [x, 1, 1]).map(|launch| launch.region)
+        };
+        let first = launch(&mut image, 10, 1).unwrap();
+        assert!(image.moved());
+        image.settle();
+        image.clear();
+        assert_eq!(launch(&mut image, 9, 1), Ok(first));
+        assert!(!image.moved());
+        // A step whose second list is too much for the device.
+        image.clear();
+        let second = launch(&mut image, 1000, 1).unwrap();
+        assert!(launch(&mut image, 1, u32::MAX).is_err());
+        image.clear();
+        assert_eq!(launch(&mut image, 9, 1), Ok(second));
+        assert!(image.moved() && second != first);
     }
 }

@@ -3,7 +3,7 @@
 
 use gqa::{
     Attention, AttentionSpec, Batch, CacheShape, Dtype, Error, Family, Io, KvCache, Layout, MAX_HEAD_DIM,
-    NewKv, Options, Rope, Sequence,
+    NewKv, Options, Rope, Sequence, SequenceId, Step,
 };
 
 fn device() -> (wgpu::Device, wgpu::Queue) {
@@ -81,7 +81,7 @@ fn a_cache_names_the_limit_it_exceeds() {
 
 #[test]
 fn a_cache_is_unchanged_after_an_error() {
-    let (device, _) = device();
+    let (device, _queue) = device();
     let mut cache = KvCache::new(&device, &spec(), SHAPE).unwrap();
     let ids: Vec<_> = (0..3).map(|_| cache.open().unwrap()).collect();
     assert!(matches!(cache.open(), Err(Error::NoFreeSequence { capacity: 3 })));
@@ -92,11 +92,17 @@ fn a_cache_is_unchanged_after_an_error() {
     let full = grow(&device, &mut cache, &[(ids[0], 40), (ids[1], 2)]).unwrap_err();
     assert_eq!(full, Error::SequenceFull { sequence: 1, needed: 101, used: 99, capacity: 100 });
     assert!(matches!(grow(&device, &mut cache, &[(ids[0], u32::MAX)]), Err(Error::SequenceFull { .. })));
-    assert!(matches!(grow(&device, &mut cache, &[(ids[0], 1), (ids[0], 1)]), Err(Error::RepeatedSequence { .. })));
+    assert!(matches!(
+        grow(&device, &mut cache, &[(ids[0], 1), (ids[0], 1)]),
+        Err(Error::RepeatedSequence { .. })
+    ));
     assert_eq!(field(cache.truncate(ids[2], 1).unwrap_err()), "len");
     let stranger = KvCache::new(&device, &spec(), SHAPE).unwrap().open().unwrap();
     assert!(matches!(cache.truncate(stranger, 0), Err(Error::StaleSequence { .. })));
-    assert!(matches!(grow(&device, &mut cache, &[(ids[0], 1), (stranger, 1)]), Err(Error::StaleSequence { .. })));
+    assert!(matches!(
+        grow(&device, &mut cache, &[(ids[0], 1), (stranger, 1)]),
+        Err(Error::StaleSequence { .. })
+    ));
     assert_eq!(lengths(&cache), before);
 
     cache.close(ids[0]).unwrap();
@@ -122,7 +128,7 @@ fn options_that_the_device_cannot_do() {
     let error = Attention::new(&poor, spec(), Options::default()).unwrap_err();
     assert!(matches!(
         error,
-        Error::Limit { limit: "max_storage_buffers_per_shader_stage", needed: 7, found: 4, .. }
+        Error::Limit { limit: "max_storage_buffers_per_shader_stage", needed: 8, found: 4, .. }
     ));
 }
 
@@ -217,7 +223,7 @@ fn views_that_cannot_be_bound() {
         ("out", bind(whole(&q), whole(&unbindable), None, 0)),
         ("lse", bind(whole(&q), whole(&out), Some(whole(&small)), 0)),
         ("out", bind(whole(&q), whole(&q), None, 0)),
-        ("out", bind(whole(&q), whole(&cache.layers()[0].v), None, 0)),
+        ("out", bind(whole(&q), whole(&cache.layers()[0].shards[0].v), None, 0)),
     ];
     for (expected, result) in failing {
         assert!(
@@ -234,7 +240,7 @@ fn views_that_cannot_be_bound() {
     assert!(matches!(append(whole(&unbindable), whole(&new), 0), Err(Error::Buffer { name: "new_k", .. })));
     assert!(matches!(append(whole(&new), at(&new, 256), 0), Err(Error::Buffer { name: "new_v", .. })));
 
-    let stored = &cache.layers()[0].k;
+    let stored = &cache.layers()[0].shards[0].k;
     assert!(matches!(append(whole(stored), whole(&new), 0), Err(Error::Buffer { name: "new_k", .. })));
 
     let with_lse = attention.prepare(&queue, &cache, &batch.with_lse(&spec())).unwrap();
@@ -270,6 +276,49 @@ fn steps_and_bindings_belong_to_who_made_them() {
     }
     assert_eq!(field(attention.dispatch(&mut pass, &again, &bindings).unwrap_err()), "bindings");
     assert_eq!(field(other.dispatch(&mut pass, &step, &bindings).unwrap_err()), "step");
+}
+
+#[test]
+fn bindings_stay_good_while_batches_fit_the_memory_of_a_step() {
+    let (device, queue) = device();
+    let attention = Attention::new(&device, spec(), Options::default()).unwrap();
+    let other = Attention::new(&device, spec(), Options::default()).unwrap();
+    let mut cache = KvCache::new(&device, &spec(), CacheShape { capacity: 2000, ..SHAPE }).unwrap();
+    let id = cache.open().unwrap();
+    grow(&device, &mut cache, &[(id, 2000)]).unwrap();
+    let of = |q_len| [Sequence { new_len: 0, ..Sequence::new(id, q_len) }];
+    let (some, fewer, many, wrong) = (of(100), of(90), of(2000), [Sequence::new(id, 2001)]);
+    let [some, fewer, many, wrong] = [&some, &fewer, &many, &wrong].map(|s| Batch::new(&spec(), s));
+    let nothing = Batch::new(&spec(), &[]);
+    let tensor = |tokens: u64| buffer(&device, tokens * 6 * 16 * 4, wgpu::BufferUsages::STORAGE);
+    let (q, out, small) = (tensor(2000), tensor(2000), tensor(3));
+    let bind = |step: &Step, q: &wgpu::Buffer| {
+        let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+        attention.bind(step, 0, io)
+    };
+    let dispatch = |step: &Step, bindings| {
+        let mut encoder = device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        attention.dispatch(&mut pass, step, bindings)
+    };
+
+    let mut step = attention.prepare(&queue, &cache, &some).unwrap();
+    let first = bind(&step, &q).unwrap();
+    assert_eq!(field(other.update(&queue, &cache, &some, &mut step).unwrap_err()), "step");
+    assert_eq!(field(attention.update(&queue, &cache, &wrong, &mut step).unwrap_err()), "sequence.new_len");
+    assert_eq!(dispatch(&step, &first), Ok(()));
+    // A smaller batch, and none at all: but tensors must reach as far as the largest.
+    for batch in [&fewer, &nothing] {
+        attention.update(&queue, &cache, batch, &mut step).unwrap();
+        assert_eq!(dispatch(&step, &first), Ok(()));
+        assert!(matches!(bind(&step, &small), Err(Error::Buffer { name: "q", .. })));
+    }
+    attention.update(&queue, &cache, &some, &mut step).unwrap();
+    assert_eq!(dispatch(&step, &first), Ok(()));
+    // A larger batch needs other memory, and bindings to it.
+    attention.update(&queue, &cache, &many, &mut step).unwrap();
+    assert_eq!(field(dispatch(&step, &first).unwrap_err()), "bindings");
+    assert_eq!(dispatch(&step, &bind(&step, &q).unwrap()), Ok(()));
 }
 
 #[test]

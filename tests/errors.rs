@@ -4,7 +4,8 @@
 
 use gqa::{
     Attention, AttentionSpec, Batch, CacheShape, Dtype, Error, Io, KvCache, LayerWeights, Layout, Mask,
-    MaskLayout, Merge, MergeLayout, Options, Partial, Rope, Scaling, Sequence, SpecBuilder, alibi_slopes,
+    MaskLayout, Merge, MergeLayout, Options, Partial, Rope, Scaling, Sequence, SequenceId, SpecBuilder,
+    alibi_slopes,
 };
 
 fn device() -> (wgpu::Device, wgpu::Queue) {
@@ -77,7 +78,8 @@ fn specs() {
         ("v_head_dim", plain().v_in_k(0).build()),
         ("q_dtype", plain().q_dtype(Dtype::Bf16).build()),
         ("q_dtype", plain().q_dtype(Dtype::Q8).build()),
-        ("kv_dtype", plain().kv_dtype(Dtype::Q4).build()),
+        ("v_dtype", plain().v_in_k(8).kv_dtype(Dtype::Q8).v_dtype(Dtype::F16).build()),
+        ("rotated", plain().v_in_k(8).rotated(true).build()),
         ("scale", plain().scale(f32::INFINITY).build()),
         ("softcap", plain().softcap(0.0).build()),
         ("softcap", plain().softcap(-30.0).build()),

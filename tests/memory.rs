@@ -125,7 +125,9 @@ fn ten_thousand_steps_on_the_gpus_clock_take_no_more_memory_than_two_thousand() 
         for nth in 0..STEPS {
             attention.schedule(&mut encoder, &step, whole(&lengths)).unwrap();
             attention.append(&mut encoder, &step, 0, NewKv { k: whole(&k), v: whole(&v) }).unwrap();
-            attention.record(&mut encoder, &step, 0, Io { q: whole(&q), out: whole(&out), lse: None }).unwrap();
+            attention
+                .record(&mut encoder, &step, 0, Io { q: whole(&q), out: whole(&out), lse: None })
+                .unwrap();
             // As a loop that looks at its tokens now and then.
             if nth % 20 == 19 {
                 let next = gpu.device.create_command_encoder(&Default::default());

@@ -108,11 +108,15 @@ fn lengths_on_the_gpu_are_as_good_as_on_the_host() {
                     let growth: Vec<_> = this.ids.iter().copied().zip([13, 0, 20]).collect();
                     let mut encoder = gpu.device.create_command_encoder(&Default::default());
                     this.cache.extend(&mut encoder, &growth).unwrap();
-                    let prompt: Vec<_> =
-                        growth.iter().map(|(id, len)| Sequence { q_len: 0, ..Sequence::new(*id, *len) }).collect();
+                    let prompt: Vec<_> = growth
+                        .iter()
+                        .map(|(id, len)| Sequence { q_len: 0, ..Sequence::new(*id, *len) })
+                        .collect();
                     let step =
                         attention.prepare(&gpu.queue, &this.cache, &Batch::new(&spec, &prompt)).unwrap();
-                    let of = |dim: u32| gpu.upload("prompt", bytemuck::cast_slice(&numbers(33 * 2 * u64::from(dim), 0.7)));
+                    let of = |dim: u32| {
+                        gpu.upload("prompt", bytemuck::cast_slice(&numbers(33 * 2 * u64::from(dim), 0.7)))
+                    };
                     let (k, v) = (of(spec.head_dim()), of(spec.v_head_dim()));
                     let whole = wgpu::Buffer::as_entire_buffer_binding;
                     attention.append(&mut encoder, &step, 0, NewKv { k: whole(&k), v: whole(&v) }).unwrap();
@@ -148,7 +152,9 @@ fn lengths_on_the_gpu_are_as_good_as_on_the_host() {
                 for id in &resident.ids {
                     resident.cache.advance(*id, steps * tokens).unwrap();
                 }
-                let lens = |this: &Loop<'_>| this.ids.iter().map(|id| this.cache.len(*id).unwrap()).collect::<Vec<_>>();
+                let lens = |this: &Loop<'_>| {
+                    this.ids.iter().map(|id| this.cache.len(*id).unwrap()).collect::<Vec<_>>()
+                };
                 assert_eq!(lens(&host), lens(&resident));
                 let found: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.download(&lengths).unwrap());
                 assert_eq!(found, lens(&resident), "{name}");

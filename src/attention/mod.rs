@@ -4,8 +4,8 @@ mod io;
 mod mask;
 mod resident;
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use crate::batch::{Batch, Pool};
 use crate::cache::{Kind, KvCache, Layer, Shard};
@@ -182,7 +182,11 @@ impl Attention {
     fn resolve(&self, cache: &KvCache, batch: &Batch<'_>, host: &mut Host) -> Result<(u32, Kind), Error> {
         let index = cache.kind_of(self.plan.spec())?;
         let kind = *cache.kind(index).ok_or(Error::NoSuchLayer { layer: 0, layers: 0 })?;
-        batch.resolve(&self.plan, Pool { table: cache.table(), index, reserved: false }, &mut host.resolved)?;
+        batch.resolve(
+            &self.plan,
+            Pool { table: cache.table(), index, reserved: false },
+            &mut host.resolved,
+        )?;
         Ok((index as u32, kind))
     }
 
@@ -228,7 +232,8 @@ impl Attention {
         pass.set_pipeline(&self.append.pipeline);
         for (Shard { k, v }, launches) in shards.iter().zip(&step.shards) {
             let Some([x, y, z]) = launches.append.get() else { continue };
-            let mut resources = vec![(0, step.list(&launches.append)), (1, new_k.clone()), (2, new_v.clone())];
+            let mut resources =
+                vec![(0, step.list(&launches.append)), (1, new_k.clone()), (2, new_v.clone())];
             resources.extend([(3, k.as_entire_binding()), (4, v.as_entire_binding())]);
             resources.push((7, step.buffers.words.as_entire_binding()));
             resources.extend(table.clone());
@@ -271,10 +276,12 @@ impl Attention {
             let problem = "Io::lse and Batch::lse go together";
             return Err(Error::Buffer { name: "lse", problem, needed, found });
         }
-        if step.attends().next().is_none() && step.combine.get().is_none() {
+        // A step that holds nothing now may hold something later, in the same memory: then these bindings are still good.
+        if step.is_void() {
             return Ok(bindings);
         }
-        if step.needs.mask.is_some() && !step.masked.load(Ordering::Relaxed) {
+        let masked = step.masked.load(Ordering::Relaxed) || step.attends().next().is_none();
+        if step.needs.mask.is_some() && !masked {
             return Err(Error::field("mask", "not given", "call Attention::mask for this step first"));
         }
         let bytes = self.plan.spec().q_dtype().bytes();

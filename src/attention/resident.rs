@@ -5,7 +5,9 @@ use crate::batch::{Batch, Pool};
 use crate::cache::KvCache;
 use crate::device::create_filled;
 use crate::error::Error;
-use crate::params::{AppendItem, CombineItem, LoopHead, LoopPatch, LoopSequence, LoopTile, PART_WORDS, Params, WorkItem};
+use crate::params::{
+    AppendItem, CombineItem, LoopHead, LoopPatch, LoopSequence, LoopTile, PART_WORDS, Params, WorkItem,
+};
 use crate::pipeline::{Pipeline, bind};
 use crate::plan::{Plan, StepInput};
 use crate::step::{Host, Resident, Step};
@@ -45,7 +47,12 @@ impl Attention {
     /// # Errors
     /// As [`Self::prepare`], and [`Error::Field`] for what a loop cannot have: dense masks, trees, documents, a `q_start`, a cache of
     /// several shards, more new tokens than are reserved.
-    pub fn prepare_loop(&self, queue: &wgpu::Queue, cache: &KvCache, batch: &Batch<'_>) -> Result<Step, Error> {
+    pub fn prepare_loop(
+        &self,
+        queue: &wgpu::Queue,
+        cache: &KvCache,
+        batch: &Batch<'_>,
+    ) -> Result<Step, Error> {
         check_batch(&self.plan, batch)?;
         let index = cache.kind_of(self.plan.spec())?;
         let kind = *cache.kind(index).ok_or(Error::NoSuchLayer { layer: 0, layers: 0 })?;
@@ -73,7 +80,11 @@ impl Attention {
         let shard = step.shards.first().copied().unwrap_or_default();
         let attend = if room.is_decode { shard.decode } else { shard.prefill };
         let params = (size_of::<Params>() / 4) as u32;
-        let patches = patches(&step, batch, [shard.append.region, step.embed.region].map(|r| words_of(r.offset) + params));
+        let patches = patches(
+            &step,
+            batch,
+            [shard.append.region, step.embed.region].map(|r| words_of(r.offset) + params),
+        );
         let mut entries: Vec<u32> = bytemuck::cast_slice(&room.tiles).to_vec();
         let patches_at = entries.len() as u32;
         entries.extend_from_slice(bytemuck::cast_slice(&patches));
@@ -101,8 +112,12 @@ impl Attention {
         let [x, _, _] = step.combine.grid;
         let arguments = [0, heads, 0, x, heads, 0];
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::INDIRECT;
-        let arguments = create_filled(&self.device, "gqa.arguments", usage, bytemuck::cast_slice(&arguments))?;
-        step.make_resident(Resident { pipeline, input, arguments, sequences: head.sequences }, room.is_decode);
+        let arguments =
+            create_filled(&self.device, "gqa.arguments", usage, bytemuck::cast_slice(&arguments))?;
+        step.make_resident(
+            Resident { pipeline, input, arguments, sequences: head.sequences },
+            room.is_decode,
+        );
         Ok(step)
     }
 
@@ -119,7 +134,11 @@ impl Attention {
     ) -> Result<(), Error> {
         self.check_step(step)?;
         let Some(resident) = &step.resident else {
-            return Err(Error::field("step", "of one forward call", "call Attention::prepare_loop for a loop"));
+            return Err(Error::field(
+                "step",
+                "of one forward call",
+                "call Attention::prepare_loop for a loop",
+            ));
         };
         let resources = [
             (0, resident.input.as_entire_binding()),
@@ -149,7 +168,8 @@ impl Attention {
 }
 
 fn check_batch(plan: &Plan, batch: &Batch<'_>) -> Result<(), Error> {
-    let refuse = |field, found: &str| Err(Error::field(field, found, "a loop on the GPU has none: use prepare"));
+    let refuse =
+        |field, found: &str| Err(Error::field(field, found, "a loop on the GPU has none: use prepare"));
     if plan.spec().mask().is_dense() {
         return refuse("mask", "dense");
     }

@@ -184,7 +184,8 @@ impl Sequence<'_> {
         let live = pool.table.live_from(self.id, pool.index)?;
         let slot = whole.kv_len - self.new_len;
         if self.new_len > 0 && slot < live {
-            let needed = format!("tokens before {live} are evicted, or behind every window: {slot} is no place");
+            let needed =
+                format!("tokens before {live} are evicted, or behind every window: {slot} is no place");
             return Err(Error::field("sequence.new_len", self.new_len, needed));
         }
         if whole.q_len == 0 {
@@ -359,7 +360,8 @@ impl Resolved {
         let plane = u64::from(rows) * u64::from(pitch);
         self.input.dense += u64::from(heads) * plane;
         if q_len > 0 && kv_len > 0 {
-            self.mask_extent = self.mask_extent.max(layout.index([nth, heads - 1, q_len - 1, kv_len - 1]) + 1);
+            self.mask_extent =
+                self.mask_extent.max(layout.index([nth, heads - 1, q_len - 1, kv_len - 1]) + 1);
         }
         let (extent, packed) = (self.mask_extent, self.input.dense);
         if packed > u64::from(u32::MAX) || extent > u64::from(u32::MAX) {

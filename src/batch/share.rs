@@ -21,7 +21,8 @@ pub(super) fn share(
     pool: Pool<'_>,
     candidates: &mut [Candidate],
 ) {
-    let finder = Finder { spec, table: pool.table, pool: pool.index, page: pool.table.shape(pool.index).page };
+    let finder =
+        Finder { spec, table: pool.table, pool: pool.index, page: pool.table.shape(pool.index).page };
     // Sequences that share pages stand side by side.
     candidates.sort_unstable_by(|a, b| finder.key(a.1).cmp(&finder.key(b.1)));
     let mut rest = 0..candidates.len();

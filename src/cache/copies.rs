@@ -67,8 +67,11 @@ impl Copies {
                 for head in 0..heads {
                     let part = |place: Place| match place {
                         Place::Page(page) => part_of(layer, kind, (page, side, plane), head),
-                        Place::Spare => part_of(layer, kind, (0, side, plane), head)
-                            .map(|part| Part { buffer: scratch, offset: largest, ..part }),
+                        Place::Spare => part_of(layer, kind, (0, side, plane), head).map(|part| Part {
+                            buffer: scratch,
+                            offset: largest,
+                            ..part
+                        }),
                     };
                     for PageMove { from, to, .. } in moves() {
                         let (Some(from), Some(to)) = (part(*from), part(*to)) else { continue };

@@ -15,8 +15,8 @@ use crate::spec::AttentionSpec;
 
 #[cfg(feature = "safetensors")]
 pub use saved::Snapshot;
-pub(crate) use shape::{Entry, Kind};
 pub use shape::{CacheShape, PagedShape};
+pub(crate) use shape::{Entry, Kind};
 
 /// K and V of one layer. Where it exceeds what a binding can hold it is cut into shards.
 #[derive(Debug, Clone)]
@@ -95,11 +95,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::Limit`] when one page exceeds what a storage binding can hold, [`Error::OutOfMemory`], and [`Error::Field`] when a
     /// count is 0 or a page is not a power of two.
-    pub fn paged(
-        device: &wgpu::Device,
-        layers: &[&AttentionSpec],
-        shape: PagedShape,
-    ) -> Result<Self, Error> {
+    pub fn paged(device: &wgpu::Device, layers: &[&AttentionSpec], shape: PagedShape) -> Result<Self, Error> {
         let (kinds, of_layers) = shape::kinds_of(layers, shape, &Caps::of(device))?;
         Self::build(device, kinds, &of_layers, (shape.sequences, MAX_TOKENS))
     }
@@ -321,7 +317,8 @@ impl KvCache {
                 Some(keys) => format!(" with a window of {keys} before"),
                 None => String::new(),
             };
-            let found: Vec<_> = self.kinds.iter().map(|k| format!("{}{}", k.entry, window(k.window))).collect();
+            let found: Vec<_> =
+                self.kinds.iter().map(|k| format!("{}{}", k.entry, window(k.window))).collect();
             let needed = format!("{needed}{}", window(spec.window_left()));
             Error::CacheMismatch { needed, found: found.join(", or ") }
         })

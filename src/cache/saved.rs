@@ -157,7 +157,8 @@ impl Snapshot {
                 tensors.push((format!("layers.{nth}.{name}"), vec![tokens, heads, bytes], by_token));
             }
         }
-        let broken = |e: safetensors::SafeTensorError| Error::field("saved", e, "this is a bug: please report it");
+        let broken =
+            |e: safetensors::SafeTensorError| Error::field("saved", e, "this is a bug: please report it");
         let mut views = Vec::new();
         for (name, shape, bytes) in &tensors {
             views.push((name, TensorView::new(Dtype::U8, shape.clone(), bytes).map_err(broken)?));
@@ -168,7 +169,8 @@ impl Snapshot {
 
 /// Reads a saved sequence into the cache.
 pub(super) fn restore(cache: &mut KvCache, queue: &wgpu::Queue, bytes: &[u8]) -> Result<SequenceId, Error> {
-    let damaged = |found: String| Error::field("saved", found, "a whole file of Snapshot::to_bytes is needed");
+    let damaged =
+        |found: String| Error::field("saved", found, "a whole file of Snapshot::to_bytes is needed");
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(e.to_string()))?;
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
     let empty = HashMap::new();

@@ -119,7 +119,12 @@ impl Kind {
 
     /// The parts of a page of keys (0) or values (1) in its shard's buffer, one for each KV head, as offset and size in bytes: of its
     /// numbers (plane 0), or of its headers (plane 1), of which there may be none.
-    pub(crate) fn parts(&self, page: u32, side: usize, plane: usize) -> impl Iterator<Item = (u64, u64)> + use<> {
+    pub(crate) fn parts(
+        &self,
+        page: u32,
+        side: usize,
+        plane: usize,
+    ) -> impl Iterator<Item = (u64, u64)> + use<> {
         let (shard, local) = (page / self.pool.pages_per_shard, page % self.pool.pages_per_shard);
         let row = self.rows()[side];
         let (at, words) = match plane {

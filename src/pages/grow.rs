@@ -77,11 +77,7 @@ impl SequenceTable {
     /// [`Error::Field`] where a pool's window reaches back further, [`Error::SequenceFull`], [`Error::CacheFull`],
     /// [`Error::NoFreeSequence`]: all is as before.
     #[cfg(feature = "safetensors")]
-    pub(crate) fn restore(
-        &mut self,
-        (len, begin): (u32, u32),
-        kept: &[u32],
-    ) -> Result<SequenceId, Error> {
+    pub(crate) fn restore(&mut self, (len, begin): (u32, u32), kept: &[u32]) -> Result<SequenceId, Error> {
         let id = self.open()?;
         let mut entry = Entry { len, begin, reserved: len, ..self.entries[id.index as usize].clone() };
         let mut room = || {

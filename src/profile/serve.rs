@@ -96,7 +96,8 @@ impl Serve {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         let ids = open(&mut cache, &mut encoder, shape, paged)?;
         gpu.queue.submit([encoder.finish()]);
-        let sequences: Vec<_> = ids.iter().zip(&all).map(|(id, (q_len, _))| Sequence::new(*id, *q_len)).collect();
+        let sequences: Vec<_> =
+            ids.iter().zip(&all).map(|(id, (q_len, _))| Sequence::new(*id, *q_len)).collect();
         let tokens: u64 = all.iter().map(|(q_len, _)| u64::from(*q_len)).sum();
         let tensor = |name, heads: u32, dim: u32| {
             let row = u64::from(heads) * u64::from(dim) * u64::from(spec.q_dtype().bytes());

@@ -407,8 +407,8 @@ impl Variant {
 
     /// Whether some part calls `decode_f16`.
     fn reads_f16(&self) -> bool {
-        let [q, k, v] = [self.spec.q_dtype(), self.spec.k_dtype(), self.spec.v_dtype()]
-            .map(|dtype| dtype == Dtype::F16);
+        let [q, k, v] =
+            [self.spec.q_dtype(), self.spec.k_dtype(), self.spec.v_dtype()].map(|dtype| dtype == Dtype::F16);
         match self.kernel {
             Kernel::Append | Kernel::Embed | Kernel::Merge => q,
             Kernel::Pack => q && self.spec.mask() == Mask::Add,

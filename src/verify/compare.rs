@@ -135,7 +135,8 @@ pub fn check(problem: &Problem, output: &Output) -> Result<(), String> {
             keys = compare_stored(&stored[i].k, &problem.expected_keys(i), spec.k_dtype());
             values = compare_stored(&stored[i].v, &problem.expected_values(i), spec.v_dtype());
         }
-        for (name, mismatch) in [("stored keys", keys), ("stored values", values), ("out", out), ("lse", lse)] {
+        for (name, mismatch) in [("stored keys", keys), ("stored values", values), ("out", out), ("lse", lse)]
+        {
             if !mismatch.passes() {
                 let (q_len, kv_len) = (sequence.q_len, sequence.kv_len);
                 return Err(format!("{name} of sequence {i} (q_len {q_len}, kv_len {kv_len}): {mismatch}"));
@@ -167,7 +168,8 @@ mod tests {
             for size in [1e-3_f32, 1.0, 100.0, 1000.0] {
                 let keys: Vec<f32> = (0..640).map(|i| (i as f32 * 0.37).sin() * size).collect();
                 let expected: Vec<f64> = keys.iter().map(|x| f64::from(*x)).collect();
-                let found = compare(&stored(dtype, &keys), &expected, Tolerance::of_stored(dtype, size.into()));
+                let found =
+                    compare(&stored(dtype, &keys), &expected, Tolerance::of_stored(dtype, size.into()));
                 assert!(found.passes(), "{dtype}, {size}: {found}");
             }
         }

@@ -30,7 +30,8 @@ pub const LAWS: [Law; 10] = [
 
 fn chunks(gpu: &Gpu, seed: u64) -> Result<(), String> {
     let problem = random_problem(seed);
-    let with = |chunk| Setup { options: Options { chunk: Some(chunk), ..Options::default() }, ..Setup::default() };
+    let with =
+        |chunk| Setup { options: Options { chunk: Some(chunk), ..Options::default() }, ..Setup::default() };
     same(&problem, &run(gpu, &problem, &with(17))?, &run(gpu, &problem, &with(1 << 20))?)
 }
 

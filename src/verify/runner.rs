@@ -109,7 +109,8 @@ impl<'a> Runner<'a> {
         let spec = problem.spec.to_builder().window(None, None).build()?;
         let pages: u32 = problem.sequences.iter().map(|s| s.kv_len.div_ceil(page) + self.slack).sum();
         let pages = pages.max(1);
-        let shape = PagedShape { sequences: sequences.max(pages), page, tokens: pages * page, longest_step: 1 };
+        let shape =
+            PagedShape { sequences: sequences.max(pages), page, tokens: pages * page, longest_step: 1 };
         let mut cache = KvCache::paged(device, &vec![&spec; LAYERS as usize], shape)?;
         let mut encoder = device.create_command_encoder(&Default::default());
         let mut holders = Vec::new();
@@ -282,7 +283,8 @@ impl Call<'_> {
             for (key, head) in (0..s.kv_len).flat_map(|key| (0..heads).map(move |head| (key, head))) {
                 let page = pages[(key / pool.page) as usize];
                 let (shard, local) = ((page / pool.pages_per_shard) as usize, page % pool.pages_per_shard);
-                let at = ((head * kind.pages_of(shard as u32) + local) * pool.page + key % pool.page) as usize;
+                let at =
+                    ((head * kind.pages_of(shard as u32) + local) * pool.page + key % pool.page) as usize;
                 let headers_at = kind.headers_at(shard as u32)[side] as usize + at * row.headers as usize;
                 let words = &shards[shard];
                 rows.extend(decode_row(dtype, dim, &words[at * row.words as usize..], &words[headers_at..]));

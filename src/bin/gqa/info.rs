@@ -109,8 +109,13 @@ impl SpecArgs {
         let v_dim = self.v_dim.unwrap_or(self.dim);
         let builder = AttentionSpec::builder(q_heads, kv_heads, self.dim);
         let builder = if self.v_in_k { builder.v_in_k(v_dim) } else { builder.v_head_dim(v_dim) };
-        let mut builder =
-            builder.q_dtype(self.dtype).kv_dtype(self.kv_dtype).v_dtype(self.v_dtype.unwrap_or(self.kv_dtype)).rotated(self.rotate).causal(causal).window(self.window, None);
+        let mut builder = builder
+            .q_dtype(self.dtype)
+            .kv_dtype(self.kv_dtype)
+            .v_dtype(self.v_dtype.unwrap_or(self.kv_dtype))
+            .rotated(self.rotate)
+            .causal(causal)
+            .window(self.window, None);
         if let Some(cap) = self.softcap {
             builder = builder.softcap(cap);
         }

@@ -33,7 +33,10 @@ pub(super) fn main(gpu: &Gpu, args: &Args) -> Result<(), Failure> {
     bar.set_message("verifying");
     verify(gpu, &spec)?;
     let measure = |answers| {
-        bar.set_message(format!("serving {answers} answers a prompt, {} times in three manners", args.samples + 1));
+        bar.set_message(format!(
+            "serving {answers} answers a prompt, {} times in three manners",
+            args.samples + 1
+        ));
         let shape = ServeShape { page: args.page, ..ServeShape::mixed(spec.clone(), answers) };
         serve(gpu, &shape, args.samples).map_err(Failure::Usage)
     };
@@ -56,7 +59,9 @@ pub(super) fn main(gpu: &Gpu, args: &Args) -> Result<(), Failure> {
             for (what, serve) in [("serve", &report.serve), ("independent", &report.independent)] {
                 let ServeReport { batched_s, one_by_one_s, speedup, paged_over_contiguous, .. } = serve;
                 let [cache, padded] = [serve.cache_bytes, serve.padded_bytes];
-                println!("{what},{batched_s},{one_by_one_s},{speedup},{paged_over_contiguous},{cache},{padded}");
+                println!(
+                    "{what},{batched_s},{one_by_one_s},{speedup},{paged_over_contiguous},{cache},{padded}"
+                );
             }
         }
         Format::Table => print!("{}", table(&report)),
