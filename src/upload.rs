@@ -2,13 +2,28 @@
 
 use crate::caps::Caps;
 use crate::error::Error;
-use crate::step::Launch;
 
 /// A place in the work buffer: bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
     pub(crate) offset: u64,
     pub(crate) size: u64,
+}
+
+/// A work list's place in the step's buffer, and the dispatch that takes it.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Launch {
+    pub(crate) region: Region,
+    pub(crate) grid: [u32; 3],
+    /// Where its arguments are, if the GPU makes them.
+    pub(crate) arguments: Option<u64>,
+}
+
+impl Launch {
+    /// The dispatch, where there is work.
+    pub(crate) fn get(&self) -> Option<[u32; 3]> {
+        (self.grid[0] > 0).then_some(self.grid)
+    }
 }
 
 /// The work buffer as it will be. Regions stay where they are from step to step while lists fit them, so bindings stay good.

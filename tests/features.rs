@@ -190,7 +190,7 @@ fn extremes_with_every_feature() {
             });
             let outputs = hold(&gpu, &problems);
             for (problem, output) in problems.iter().cycle().zip(&outputs) {
-                let answer = &problem.answers(output.keys.as_deref())[0];
+                let answer = &problem.answers(output.stored.as_deref())[0];
                 let ordinary = |i: &usize| i % 16 != OUTLIERS;
                 let places: Vec<usize> = (0..answer.out.len()).filter(ordinary).collect();
                 let got: Vec<f32> = places.iter().map(|i| output.out[0][*i]).collect();

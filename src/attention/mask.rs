@@ -6,7 +6,8 @@ use super::Attention;
 use crate::error::Error;
 use crate::pipeline::{Pipeline, bind};
 use crate::spec::Mask;
-use crate::step::{Launch, Step};
+use crate::step::Step;
+use crate::upload::Launch;
 
 impl Attention {
     /// Records packing a dense mask for all layers of the step, and finding out which tiles of it need not be read: once before

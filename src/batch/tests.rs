@@ -129,7 +129,7 @@ proptest! {
         }).collect();
         let mut resolved = Resolved::default();
         let batch = Batch::new(&spec, &sequences);
-        match batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut resolved) {
+        match batch.resolve(&plan, Pool { table: &table, index: 0, reserved: false }, &mut resolved) {
             Ok(()) => {}
             // Queries that see what a window has let go.
             Err(Error::Field { field: "sequence.q_start", .. }) => return Ok(()),
@@ -164,7 +164,7 @@ proptest! {
         }
         // A smaller step in the memory of this one is as if it were made anew.
         let smaller = Batch { sequences: &sequences[..sequences.len() / 2], ..batch };
-        let pool = Pool { table: &table, index: 0 };
+        let pool = Pool { table: &table, index: 0, reserved: false };
         smaller.resolve(&plan, pool, &mut resolved).unwrap();
         lists.fill(&plan, &mut resolved.input);
         let mut anew = Resolved::default();
@@ -183,7 +183,9 @@ fn shared(table: &SequenceTable, ids: &[SequenceId]) -> Vec<(std::ops::Range<u32
     let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
     let sequences: Vec<_> = ids.iter().map(|id| Sequence::new(*id, 1)).collect();
     let mut resolved = Resolved::default();
-    Batch::new(&spec, &sequences).resolve(&plan, Pool { table, index: 0 }, &mut resolved).unwrap();
+    Batch::new(&spec, &sequences)
+        .resolve(&plan, Pool { table, index: 0, reserved: false }, &mut resolved)
+        .unwrap();
     resolved.input.shared.iter().map(|s| (s.keys(), s.members.count)).collect()
 }
 
@@ -225,7 +227,7 @@ fn a_dense_mask_is_no_tree() {
     let sequences = ids.map(|id| Sequence::new(id, 5));
     let batch = Batch::new(&spec, &sequences).with_mask(MaskLayout::dense([2, 1, 5, 100]));
     let mut resolved = Resolved::default();
-    batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut resolved).unwrap();
+    batch.resolve(&plan, Pool { table: &table, index: 0, reserved: false }, &mut resolved).unwrap();
     let input = &resolved.input;
     for s in &input.sequences {
         let turns: Vec<_> = (0..5).map(|token| input.turn(s, token, &input.words)).collect();
@@ -246,7 +248,7 @@ fn no_query_sees_what_a_window_has_let_go() {
     let resolve = |q_start, q_len| {
         let sequences = [Sequence { new_len: 0, q_start: Some(q_start), ..Sequence::new(id, q_len) }];
         let batch = Batch::new(&spec, &sequences);
-        batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut Resolved::default())
+        batch.resolve(&plan, Pool { table: &table, index: 0, reserved: false }, &mut Resolved::default())
     };
     assert_eq!(resolve(138, 62), Ok(()));
     // In front of the first key there is nothing to see.
@@ -268,7 +270,7 @@ fn no_token_is_appended_where_a_sequence_has_no_page() {
     let resolve = |new_len| {
         let sequences = [Sequence { new_len, ..Sequence::new(id, 1) }];
         let batch = Batch::new(&spec, &sequences);
-        batch.resolve(&plan, Pool { table: &table, index: 0 }, &mut Resolved::default())
+        batch.resolve(&plan, Pool { table: &table, index: 0, reserved: false }, &mut Resolved::default())
     };
     assert_eq!(resolve(60), Ok(()));
     assert!(matches!(resolve(61), Err(Error::Field { field: "sequence.new_len", .. })));

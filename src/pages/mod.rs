@@ -114,6 +114,7 @@ impl SequenceTable {
     }
 
     /// Most tokens of one sequence.
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> u32 {
         self.capacity
     }
