@@ -262,7 +262,10 @@ fn halves(gpu: &Gpu, seed: u64) -> Result<(), String> {
 }
 
 /// Compares two results of the device as if one were the truth.
-fn same(problem: &Problem, got: &Output, expected: &Output) -> Result<(), String> {
+///
+/// # Errors
+/// Says which sequence and where.
+pub fn same(problem: &Problem, got: &Output, expected: &Output) -> Result<(), String> {
     let double = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
     let answers = problem.answers(None);
     for (i, s) in problem.sequences.iter().enumerate() {
