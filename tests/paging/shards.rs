@@ -5,7 +5,7 @@ use gqa::verify::{Gpu, adapters, check};
 use gqa::{AttentionSpec, Dtype, KvCache, Mask, Options, PagedShape, Rope, wgpu};
 
 use super::laws::{LAWS, tokens};
-use super::world::{CAPACITY, Lab, Part, World};
+use super::world::{Lab, Part, SHARD, World};
 
 /// A device whose bindings hold `slots` slots of a layer.
 fn short_of_bindings(adapter: &wgpu::Adapter, spec: &AttentionSpec, slots: u32) -> Gpu {
@@ -27,12 +27,12 @@ fn laws_hold_across_shards() {
     let builder = AttentionSpec::builder;
     let specs = [
         builder(6, 2, 64).v_head_dim(16).rope(Rope::new(64)).mask(Mask::Tree),
-        builder(4, 2, 96).v_head_dim(20).window(60, None).kv_dtype(Dtype::Q8).rotated(true),
+        builder(2, 2, 96).v_head_dim(20).window(60, None).kv_dtype(Dtype::Q8).rotated(true),
     ];
     let specs = specs.map(|builder| builder.build().unwrap());
     for adapter in all_adapters() {
         for spec in &specs {
-            let gpu = short_of_bindings(&adapter, spec, CAPACITY);
+            let gpu = short_of_bindings(&adapter, spec, SHARD);
             let lab = Lab::new(&gpu, spec, Options::default()).unwrap();
             assert!(lab.paged(16).unwrap().cache.layers()[0].shards.len() > 10);
             for (name, law) in LAWS {

@@ -12,11 +12,14 @@ use gqa::{Sequence, SequenceId, wgpu};
 
 /// Layers of a cache; texts are written into the last one.
 const LAYERS: usize = 2;
-/// Sequences, and slots of each in a contiguous cache; slots of a paged cache, and of one in shards.
+/// Sequences, and slots of each in a contiguous cache; slots of a paged cache.
 const SEQUENCES: u32 = 10;
-pub(crate) const CAPACITY: u32 = 200;
+const CAPACITY: u32 = 200;
 const SLOTS: u32 = 2048;
-const SHARDED_SLOTS: u32 = 4096;
+/// Slots of a shard, where a binding holds no more; shards then, and slots of each that are left to texts.
+pub(crate) const SHARD: u32 = 600;
+const SHARDS: u32 = 14;
+const LEFT: u32 = 100;
 
 /// Attention compiled for a spec on an adapter.
 pub(crate) struct Lab<'a> {
@@ -75,7 +78,7 @@ impl<'a> Lab<'a> {
         Ok(Self { gpu, spec: spec.clone(), attention, weights })
     }
 
-    /// A paged cache that lets nothing go. Where it has several shards, half of each is taken, so that texts go on in others.
+    /// A paged cache that lets nothing go. Where it is in shards, most of each is taken, so that texts go on from one to the next.
     pub(crate) fn paged(&self, page: u32) -> Result<World<'_>, String> {
         let spec = self.spec.to_builder().window(None, None).build().map_err(text)?;
         let cache = |sequences, tokens| {
@@ -83,13 +86,14 @@ impl<'a> Lab<'a> {
             KvCache::paged(&self.gpu.device, &[&spec; LAYERS], shape).map_err(text)
         };
         let mut world = World::new(self, cache(SEQUENCES, SLOTS)?)?;
-        let shards = |world: &World<'_>| world.cache.layers()[0].shards.len();
-        if shards(&world) > 1 {
-            world = World::new(self, cache(SEQUENCES + SHARDED_SLOTS / 64, SHARDED_SLOTS)?)?;
+        if world.cache.layers()[0].shards.len() > 1 {
+            let pages = SHARD / page;
+            world = World::new(self, cache(SEQUENCES + SHARDS, SHARDS * pages * page)?)?;
             let mut encoder = world.encoder();
-            for _ in 0..shards(&world) {
+            for _ in 0..SHARDS {
                 let id = world.cache.open().map_err(text)?;
-                world.cache.extend(&mut encoder, &[(id, CAPACITY / 2)]).map_err(text)?;
+                let taken = (pages - (LEFT / page).max(1)) * page;
+                world.cache.extend(&mut encoder, &[(id, taken)]).map_err(text)?;
             }
         }
         Ok(world)
