@@ -240,6 +240,7 @@ impl KvCache {
     }
 
     /// Opens a sequence that was saved: [`Snapshot::to_bytes`]. Pages may be of another size, and windows shorter than they were.
+    /// Submit what was recorded with the cache before: the queue writes ahead of what is submitted later.
     ///
     /// # Errors
     /// [`Error::Field`] for bytes that are damaged, or saved from layers of another kind; [`Error::CacheFull`],

@@ -2,9 +2,11 @@
 //!
 //! Of layer `i` there are `layers.i.k` and `layers.i.v` with shape `[tokens, kv_heads, bytes]`, and `layers.i.k.headers` and
 //! `layers.i.v.headers` where numbers are stored in blocks. Layers with a window have their last tokens only. The metadata says
-//! what each layer holds, and which tokens were evicted.
+//! what each layer holds, and which tokens were evicted: in lines of one entry, since entries come in any order, and one sequence is
+//! to be one file.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -40,6 +42,14 @@ struct SavedLayer {
 /// Names of a layer's tensors: numbers and headers of keys, of values.
 const NAMES: [[&str; 2]; 2] = [["k", "k.headers"], ["v", "v.headers"]];
 const FORMAT: &str = "gqa.sequence.1";
+
+/// What the metadata say: keys and values.
+type Notes<'a> = HashMap<&'a str, &'a str>;
+
+fn notes(metadata: &Option<HashMap<String, String>>) -> Option<Notes<'_>> {
+    let lines = metadata.as_ref()?.get(FORMAT)?.lines();
+    lines.map(|line| line.split_once(": ")).collect()
+}
 
 impl SavedLayer {
     /// The tensors of a layer: name, bytes of a row.
@@ -137,16 +147,13 @@ impl Snapshot {
         }
         let mut rest = mapped;
         let mut tensors = Vec::new();
-        let mut metadata = HashMap::from([
-            ("format".to_owned(), FORMAT.to_owned()),
-            ("len".to_owned(), self.len.to_string()),
-            ("evicted".to_owned(), self.begin.to_string()),
-        ]);
+        let mut notes = format!("len: {}\nevicted: {}\n", self.len, self.begin);
         for (nth, (saved, heads)) in self.layers.iter().zip(&self.kv_heads).enumerate() {
             let heads = *heads as usize;
             let tokens = (self.len - saved.kept) as usize;
-            metadata.insert(format!("layers.{nth}"), saved.kind.entry.to_string());
-            metadata.insert(format!("layers.{nth}.first"), saved.kept.to_string());
+            let (entry, kept) = (saved.kind.entry, saved.kept);
+            // A string takes whatever is written.
+            let _ = writeln!(notes, "layers.{nth}: {entry}\nlayers.{nth}.first: {kept}");
             for (name, bytes) in saved.tensors() {
                 let (paged, behind) = rest.split_at(saved.slots() * heads * bytes);
                 rest = behind;
@@ -163,6 +170,7 @@ impl Snapshot {
         for (name, shape, bytes) in &tensors {
             views.push((name, TensorView::new(Dtype::U8, shape.clone(), bytes).map_err(broken)?));
         }
+        let metadata = HashMap::from([(FORMAT.to_owned(), notes)]);
         safetensors::serialize(views, Some(metadata)).map_err(broken)
     }
 }
@@ -173,26 +181,22 @@ pub(super) fn restore(cache: &mut KvCache, queue: &wgpu::Queue, bytes: &[u8]) ->
         |found: String| Error::field("saved", found, "a whole file of Snapshot::to_bytes is needed");
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(e.to_string()))?;
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
-    let empty = HashMap::new();
-    let metadata = header.metadata().as_ref().unwrap_or(&empty);
-    let text = |key: &str| metadata.get(key).ok_or_else(|| damaged(format!("without {key}")));
+    let notes = notes(header.metadata()).ok_or_else(|| damaged(format!("not of format {FORMAT}")))?;
+    let text = |key: &str| notes.get(key).ok_or_else(|| damaged(format!("without {key}")));
     let number = |key: &str| text(key)?.parse::<u32>().map_err(|e| damaged(format!("{key}: {e}")));
-    if text("format")? != FORMAT {
-        return Err(damaged(format!("of format {}", text("format")?)));
-    }
     let (len, begin) = (number("len")?, number("evicted")?);
     // The first token that each kind of layers has, and the rows of every tensor.
     let mut kept = vec![begin; cache.kinds.len()];
     let mut tensors = Vec::new();
     for (nth, layer) in cache.layers.iter().enumerate() {
         let kind = cache.kinds[layer.kind as usize];
-        let (needed, found) = (kind.entry.to_string(), text(&format!("layers.{nth}"))?.clone());
+        let (needed, found) = (kind.entry.to_string(), *text(&format!("layers.{nth}"))?);
         if needed != found {
-            return Err(Error::CacheMismatch { needed: found, found: needed });
+            return Err(Error::field("saved", found, format!("layer {nth} of this cache has {needed}")));
         }
         let first = number(&format!("layers.{nth}.first"))?;
-        if first > len {
-            return Err(damaged(format!("layer {nth} begins at {first} of {len} tokens")));
+        if !(begin..=len).contains(&first) {
+            return Err(damaged(format!("of {len} tokens, {begin} evicted, layer {nth} from {first} on")));
         }
         kept[layer.kind as usize] = kept[layer.kind as usize].max(first);
         let saved = SavedLayer { kind, kept: first, first: 0, pages: 0, sides: sides(layer).len() };
@@ -206,7 +210,7 @@ pub(super) fn restore(cache: &mut KvCache, queue: &wgpu::Queue, bytes: &[u8]) ->
             tensors.push(tensor.data());
         }
     }
-    if metadata.contains_key(&format!("layers.{}", cache.layers.len())) {
+    if notes.contains_key(format!("layers.{}", cache.layers.len()).as_str()) {
         return Err(damaged(format!("of more than {} layers", cache.layers.len())));
     }
     let id = cache.table.restore((len, begin), &kept)?;

@@ -265,7 +265,10 @@ fn halves(gpu: &Gpu, seed: u64) -> Result<(), String> {
 }
 
 /// Compares two results of the device as if one were the truth.
-fn same(problem: &Problem, got: &Output, expected: &Output) -> Result<(), String> {
+///
+/// # Errors
+/// Says which sequence and where.
+pub fn same(problem: &Problem, got: &Output, expected: &Output) -> Result<(), String> {
     same_within(problem, (got, expected), 0.0)
 }
 

@@ -13,7 +13,7 @@ mod runner;
 pub use adapters::{AdapterChoice, Gpu, adapters};
 pub use compare::{Mismatch, Tolerance, check, compare};
 pub use merging::merge;
-pub use metamorphic::{LAWS, Law};
+pub use metamorphic::{LAWS, Law, same};
 pub use problem::{Arrangement, Problem, ProblemMask, ProblemSequence, Weights};
 pub use random::{PER_SPEC, random_problem, random_problem_of, random_setup};
 pub use runner::{Output, Runner, Setup, run};

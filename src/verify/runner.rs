@@ -64,6 +64,11 @@ impl<'a> Runner<'a> {
         &self.attention
     }
 
+    /// Pages of another size (`None`: a contiguous cache), and another slack, for the problems to come.
+    pub fn lay_out(&mut self, page: Option<u32>, slack: u32) {
+        (self.page, self.slack) = (page, slack);
+    }
+
     /// Runs `problem`, which must have the runner's spec. Cache slack, gaps of tensors and outputs are NaN before; a write
     /// outside an output is an error.
     ///

@@ -30,7 +30,7 @@ const SHARD_SLOTS: u32 = 256;
 /// Tokens that a sequence grows by at most, but for now and then; tokens and queries of a batch.
 pub(crate) const LONGEST_STEP: u32 = 24;
 pub(crate) const MAX_NEW: u32 = 64;
-pub(crate) const MAX_QUERIES: u32 = 48;
+pub(crate) const MAX_QUERIES: u32 = 36;
 /// Results that wait until they are read together.
 const REGIONS: u64 = 48;
 

@@ -194,7 +194,7 @@ impl Driver {
         let (most, queries) = match self.rng.u32(..8) {
             0 => (1, MAX_QUERIES),
             1..5 => (10, 1),
-            _ => (9, 5),
+            _ => (9, 3),
         };
         let mut parts = Vec::new();
         for nth in self.some(most) {
