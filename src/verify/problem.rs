@@ -145,6 +145,9 @@ impl Problem {
 
     /// Values as the cache should hold them, but for rounding.
     pub fn expected_values(&self, nth: usize) -> Vec<f64> {
+        if self.spec.v_in_k() {
+            return Vec::new();
+        }
         let values = self.sequences[nth].v.iter().map(|x| f64::from(*x)).collect();
         rotated(&self.spec, values, self.spec.v_head_dim())
     }
