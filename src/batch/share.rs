@@ -29,7 +29,7 @@ pub(super) fn share(
         let (first, begin, _) = finder.key(candidates[rest.start].1);
         let same = |c: &&Candidate| finder.key(c.1).0 == first && finder.key(c.1).1 == begin;
         let len = candidates[rest.clone()].iter().take_while(same).count();
-        finder.level(input, &candidates[rest.start..rest.start + len], 0);
+        finder.level(input, &candidates[rest.start..rest.start + len], (0, 0));
         rest.start += len.max(1);
     }
 }
@@ -50,8 +50,9 @@ impl<'a> Finder<'a> {
         (first, self.table.begin(id).unwrap_or_default(), &pages[..used.min(pages.len())])
     }
 
-    /// Sequences whose first `depth` pages are the same ones: each run of them that shares the next, and then further.
-    fn level(&self, input: &mut StepInput, group: &[Candidate], depth: usize) {
+    /// Sequences whose first `depth` pages are the same ones, and whose keys before `shared` are shared already: each run of them that
+    /// has the next page in common, and then further.
+    fn level(&self, input: &mut StepInput, group: &[Candidate], (depth, shared): (usize, u32)) {
         let mut at = 0;
         while at < group.len() {
             let (first, begin, pages) = self.key(group[at].1);
@@ -64,16 +65,21 @@ impl<'a> Finder<'a> {
             // Sorted, so what the first and the last share all do.
             let common = pages.iter().zip(self.key(last.1).2).take_while(|(a, b)| a == b).count();
             let of = |page: usize| (first + page as u32).saturating_mul(self.page);
-            let shortest = run.iter().map(|c| self.table.len(c.1).unwrap_or_default()).min().unwrap_or_default();
+            let sequence = |c: &Candidate| &input.sequences[c.0 as usize];
+            // A tree hides some of the last keys from some rows.
+            let shortest = run.iter().map(|c| sequence(c).unmasked()).min().unwrap_or_default();
             // What lies in front of every window is read by none.
-            let first_seen =
-                |c: &Candidate| input.sequences[c.0 as usize].visible(self.spec, 0..1).start;
+            let first_seen = |c: &Candidate| sequence(c).visible(self.spec, 0..1).start;
             let seen = run.iter().map(first_seen).min().unwrap_or_default();
-            let keys = of(depth).max(begin).max(seen)..of(common).min(shortest);
-            if keys.len() as u64 >= u64::from(MIN_SHARED) {
+            let keys = shared.max(begin).max(seen)..of(common).min(shortest);
+            let is_worth_it = keys.len() as u64 >= u64::from(MIN_SHARED);
+            // The shortest may end within a page that the others go on in. And where this is too little for all, some of them may
+            // share more.
+            let shared = if is_worth_it { keys.end } else { shared };
+            if is_worth_it {
                 emit(input, run, keys);
-                self.level(input, run, common);
             }
+            self.level(input, run, (common, shared));
         }
     }
 }
