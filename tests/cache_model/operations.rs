@@ -7,6 +7,8 @@ use super::driver::{Driver, KINDS, LONGEST_STEP, MAX_NEW, MAX_QUERIES, Part, tex
 use super::model::{Refusal, Saved};
 use super::numbers::stored;
 
+type Operation = fn(&mut Driver) -> Result<(), String>;
+
 impl Driver {
     /// One random operation, by name.
     pub(crate) fn act(&mut self) -> Result<&'static str, String> {
@@ -16,7 +18,7 @@ impl Driver {
         if std::mem::take(&mut self.must_close) {
             return self.close().map(|()| "close");
         }
-        let (name, act): (_, fn(&mut Self) -> Result<(), String>) = match self.rng.u32(..1000) {
+        let (name, act): (_, Operation) = match self.rng.u32(..1000) {
             0 => ("clear", Self::clear),
             1..60 => ("open", Self::open),
             60..160 => ("fork", Self::fork),
