@@ -173,15 +173,6 @@ impl StepSequence {
         let end = of(rows.end - 1).end;
         of(rows.start).start.max(self.begin).min(end)..end
     }
-
-    /// Keys in front of its tree, or all where it has none.
-    pub(crate) fn unmasked(&self) -> u32 {
-        match self.mask.token {
-            0 => self.kv_len,
-            _ => self.mask.key.unsigned_abs(),
-        }
-    }
-
     /// Its rows: tokens times heads of a group.
     pub(super) fn rows(&self, spec: &AttentionSpec) -> u32 {
         self.q_len * spec.group()
