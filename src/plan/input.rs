@@ -140,6 +140,13 @@ impl StepInput {
         (self.shards, self.dense) = (0, 0);
     }
 
+    /// Leaves every sequence all of its keys.
+    pub(super) fn share_nothing(&mut self) {
+        self.shared.clear();
+        self.members.clear();
+        self.sequences.iter_mut().for_each(|s| s.own_from = 0);
+    }
+
     pub(crate) fn cuts(&self, span: Span) -> &[Cut] {
         span.of(&self.cuts)
     }

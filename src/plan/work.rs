@@ -45,12 +45,20 @@ impl WorkLists {
             words.truncate(tables);
             let mut filler = Filler { plan, input, lists: self, words: &mut words, chunk };
             filler.fill();
-            let most = plan.binding_size.min(MAX_STATE_BYTES);
-            // Chunks as long as every sequence are as few as there can be.
-            if self.state_rows * plan.state_row_bytes() <= most || chunk > u32::MAX / 2 {
+            let bytes = self.state_rows * plan.state_row_bytes();
+            if bytes <= plan.binding_size.min(MAX_STATE_BYTES) {
                 break;
             }
-            chunk *= 2;
+            // Chunks as long as every sequence are as few as there can be.
+            if chunk <= u32::MAX / 2 {
+                chunk *= 2;
+                continue;
+            }
+            // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
+            if bytes <= plan.binding_size || input.shared.is_empty() {
+                break;
+            }
+            input.share_nothing();
         }
         input.words = words;
         for list in self.prefill.iter_mut().chain(&mut self.decode) {

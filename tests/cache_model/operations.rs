@@ -166,7 +166,7 @@ impl Driver {
                 true => advances.push((nth, new_len)),
                 false => growth.push((nth, new_len)),
             }
-            let most = if attends { new_len.min(12) } else { 0 };
+            let most = if attends { new_len.min(MAX_QUERIES / 4) } else { 0 };
             let q_len = if most > 0 { self.rng.u32(1..=most) } else { 0 };
             parts.push(Part { nth, new_len, q_len });
         }
@@ -194,7 +194,8 @@ impl Driver {
     /// Queries that are old tokens: few of many sequences, or many of one, which windows may have forgotten.
     fn attend(&mut self) -> Result<(), String> {
         let (most, queries) = match self.rng.u32(..8) {
-            0 => (1, MAX_QUERIES),
+            // Not more: an old text lies in many pieces, each of which has states of its own.
+            0 => (1, MAX_QUERIES / 3),
             1..5 => (10, 1),
             _ => (9, 3),
         };

@@ -82,6 +82,36 @@ fn defragmenting_gathers_texts_in_few_shards() {
     }
 }
 
+/// What is shared has states of its own: where there is no room for them, nothing is shared, but nothing is refused.
+#[test]
+fn sharing_is_given_up_where_states_have_no_room() {
+    for adapter in all_adapters() {
+        let builder = AttentionSpec::builder(6, 2, 64).q_dtype(Dtype::F16);
+        let spec = builder.build().unwrap();
+        let gpu = short_of_bindings(&adapter, &spec, 96);
+        for (forks, len, shares) in [(2, 1, true), (10, 2, false)] {
+            let lab = Lab::new(&gpu, &spec, Options { count_fetches: true, ..Options::default() }).unwrap();
+            let shape = PagedShape { sequences: 10, page: 4, tokens: 96, longest_step: 1 };
+            let mut world =
+                World::new(&lab, KvCache::paged(&gpu.device, &[&spec; 2], shape).unwrap()).unwrap();
+            let mut rng = Rng::with_seed(1);
+            world.open().unwrap();
+            world.say(&[Part::silent(0, &tokens(&mut rng, 48))]).unwrap();
+            for _ in 1..forks {
+                let mut text = world.texts[0].clone();
+                text.id = world.cache.fork(text.id).unwrap();
+                world.texts.push(text);
+            }
+            let news: Vec<_> = (0..forks).map(|_| tokens(&mut rng, len)).collect();
+            let parts: Vec<_> = news.iter().enumerate().map(|(nth, new)| Part::new(nth, new)).collect();
+            let output = world.say(&parts).unwrap();
+            assert_eq!(check(&world.problem(&parts), &output), Ok(()), "{}", gpu.name());
+            let all = forks as u32 * (48 + len as u32) * 2 * (64 + 64) / 4;
+            assert_eq!(world.fetches.unwrap() < all, shares, "{}, {forks} forks", gpu.name());
+        }
+    }
+}
+
 /// Once as it happens: 156 MiB of keys where a binding holds 128 MiB. Adapters that could bind more are told that they cannot.
 #[test]
 fn a_pool_beyond_128_mib() {
