@@ -1,7 +1,6 @@
 //! Whatever a cache does with its pages, attention gives the same: laws on every adapter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../common/mod.rs"]
 mod common;
 mod fetches;
