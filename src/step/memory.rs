@@ -72,7 +72,7 @@ impl Buffers {
             let size = size.max(4).next_power_of_two().min(found / 4 * 4);
             create_buffer(maker.device, what, size, Usage::STORAGE | usage)
         };
-        let hint = "split the batch, or leave Options::chunk to the plan";
+        let hint = "split the batch or its long prefills, leave Options::chunk to the plan, or defragment a cache of several shards";
         let optional = |what, size| match size {
             0 => Ok(None),
             size => make(what, size, Usage::COPY_SRC, hint).map(Some),
