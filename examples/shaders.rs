@@ -76,8 +76,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (adapter, caps) in [("minimal", minimal), ("gpu", gpu), ("software", software)] {
         for (name, spec) in specs()? {
             let plan = Plan::new(&spec, &caps, &Options::default())?;
-            let merge = plan.merge();
-            for variant in plan.variants().into_iter().chain([&merge]) {
+            let (merge, schedule) = (plan.merge(), plan.schedule());
+            for variant in plan.variants().into_iter().chain([&merge, &schedule]) {
                 let file = format!("{}-{adapter}-{name}.wgsl", variant.kernel);
                 texts.insert(file, link(variant, Compiler::Tint).text);
             }

@@ -42,7 +42,7 @@ struct LoopInput {
 var<workgroup> counts: array<vec3<u32>, THREADS>;
 var<workgroup> keys_of: array<u32, THREADS>;
 
-struct Tile {
+struct LoopTile {
     sequence: u32,
     token: u32,
     row_begin: u32,
@@ -50,9 +50,9 @@ struct Tile {
     pages: u32,
 }
 
-fn tile_at(nth: u32) -> Tile {
+fn tile_at(nth: u32) -> LoopTile {
     let at = input.head.tiles_at + nth * 5u;
-    return Tile(
+    return LoopTile(
         input.entries[at], input.entries[at + 1u], input.entries[at + 2u], input.entries[at + 3u], input.entries[at + 4u],
     );
 }
@@ -72,7 +72,7 @@ fn q_start(sequence: u32) -> i32 {
 }
 
 // Keys that the rows of a tile see, from x to y.
-fn keys_seen(tile: Tile) -> vec2<u32> {
+fn keys_seen(tile: LoopTile) -> vec2<u32> {
     let len = i32(length_of(tile.sequence) + new_len(tile.sequence));
     let first = q_start(tile.sequence) + i32(tile.row_begin / GROUP);
     let last = q_start(tile.sequence) + i32((tile.row_end - 1u) / GROUP);
@@ -157,7 +157,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
 }
 
 // Writes the items of a tile, and what merges them; returns how far each list has grown.
-fn write_tile(tile: Tile, chunk: u32, at: vec3<u32>) -> vec3<u32> {
+fn write_tile(tile: LoopTile, chunk: u32, at: vec3<u32>) -> vec3<u32> {
     let head = input.head;
     let seen = keys_seen(tile);
     let chunks = chunks_of(seen, chunk);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use gqa::params::{AppendItem, CombineItem, PackHead, PackItem, Params, WorkItem};
+use gqa::params::{AppendItem, CombineItem, LoopHead, LoopTile, PackHead, PackItem, Params, WorkItem};
 use gqa::shader::{Access, Compiler, F16, Kernel, Variant, link};
 use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
 use naga::back::{glsl, hlsl, msl, spv};
@@ -109,8 +109,8 @@ fn variants() -> BTreeMap<String, (Variant, Caps)> {
         for caps in adapters() {
             for count_fetches in [false, true] {
                 let plan = Plan::new(&spec, &caps, &Options { count_fetches, ..Options::default() }).unwrap();
-                let merge = plan.merge();
-                for variant in plan.variants().into_iter().chain([&merge]) {
+                let (merge, schedule) = (plan.merge(), plan.schedule());
+                for variant in plan.variants().into_iter().chain([&merge, &schedule]) {
                     let text = link(variant, Compiler::Naga).text;
                     let known = variants.entry(text).or_insert_with(|| (variant.clone(), caps.clone()));
                     if caps.workgroup_memory < known.1.workgroup_memory {
@@ -229,7 +229,7 @@ fn every_variant_reaches_every_target() {
 }
 
 /// Files that no plan links: ceilings are measured as they are.
-const ALONE: [&str; 3] = ["shaders/ceiling_fma.wgsl", "shaders/ceiling_read.wgsl", "shaders/schedule.wgsl"];
+const ALONE: [&str; 2] = ["shaders/ceiling_fma.wgsl", "shaders/ceiling_read.wgsl"];
 
 #[test]
 fn every_file_is_linked() {
@@ -274,7 +274,7 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     let classify = module(plan.mask().unwrap().1);
     for module in [&prefill, &combine, &append, &turned, &embed, &decode, &classify] {
         assert_same_struct!(
-            module, Params, items, slots, page_shift, page_mask, k_headers, v_headers, lse, q_offset,
+            module, Params, items, slots, page_shift, page_mask, pages, k_headers, v_headers, lse, q_offset,
             q_token, q_head, out_offset, out_token, out_head, lse_offset, lse_token, lse_head, maps
         );
     }
@@ -306,6 +306,26 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     for module in [&append, &embed] {
         assert_same_struct!(module, AppendItem, token, tokens, slot, position, pages);
     }
+    let schedule = plan.schedule();
+    let schedule = module(&schedule);
+    assert_same_struct!(
+        &schedule,
+        LoopHead,
+        tiles,
+        patches,
+        sequences,
+        chunk,
+        least_chunk,
+        fill,
+        items,
+        merges,
+        head_words,
+        parts,
+        tiles_at,
+        patches_at,
+        sequences_at
+    );
+    assert_same_struct!(&schedule, LoopTile, sequence, token, row_begin, row_end, pages);
     let pack = module(plan.mask().unwrap().0);
     assert_same_struct!(&pack, PackItem, word, pitch, heads, q_len, kv_len, source);
     assert_same_struct!(&pack, PackHead, items, head_stride, token_stride, key_stride);
