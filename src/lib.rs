@@ -13,11 +13,13 @@
 //! | a device | [`Attention::new`]: plans and compiles | once per spec |
 //! | a model's layers | [`KvCache::new`] | once |
 //! | a conversation | [`KvCache::open`], at its end [`KvCache::close`] | once per sequence |
-//! | new tokens | [`KvCache::extend`], [`Attention::prepare`] | once per forward call |
+//! | new tokens | [`KvCache::extend`], [`Attention::prepare`] or [`Attention::update`] | once per forward call |
 //! | their K, V and queries of a layer | [`Attention::append`], [`Attention::record`] | once per layer |
 //! | sinks, weights of q and k norms | [`Attention::set_weights`] | once per layer of a model |
 //! | a dense mask | [`Attention::mask`] | once per forward call |
 //! | partial results of the same queries | [`Merge`] | as often as you like |
+//! | many users | [`KvCache::paged`], [`KvCache::fork`], [`KvCache::evict`] | |
+//! | a loop that the host does not watch | [`Attention::prepare_loop`], [`Attention::schedule`] | once, and once per step |
 //!
 //! The library never submits, polls, blocks or maps, and [`Attention::record`] creates no buffer and compiles nothing.
 //!

@@ -28,13 +28,15 @@ impl Pipeline {
             device.create_shader_module(descriptor)
         } else {
             // SAFETY: every index is in range. Queries, outputs, LSE and new K/V: layouts are checked against the batch
-            // (`Batch::resolve`) and views against the layouts (`Caps::view`). Masks, trees and maps:
-            // words are counted where they are numbered (`Masks`, `place_maps`), a caller's mask is viewed up to its last element
-            // (`MaskLayout::index`), and kernels ask only for rows and keys of the item. Documents are spans of their sequence.
-            // Tables: laid out by the spec. `Merge::prepare` checks its layouts itself. Cache rows: sequences and lengths come from
-            // `SequenceTable`, which keeps them within the buffers. States: sized by the plan that numbers them. Work lists:
-            // items are counted in their head. Loops run over these same bounds, so they end. The tests run every kernel
-            // checked and unchecked.
+            // (`Batch::resolve`) and views against the layouts (`Caps::view`). Pages: a table has an entry for every slot up to the
+            // sequence's length, none before what is kept (`check_kept`), and entries are pages of their shard (`SequenceTable`).
+            // Masks, trees and maps: words are counted where they are numbered (`Resolved`, `place_maps`), a caller's mask is viewed
+            // up to its last element (`MaskLayout::index`), and kernels ask only for rows and keys of the item. Documents are spans of
+            // their sequence. Tables: laid out by the spec. `Merge::prepare` checks its layouts itself. States, lists and parts: sized
+            // by the plan that numbers them. Work lists: items are counted in their head; a step's memory is used again only where all
+            // of this holds for every binding made of it (`Step::renew`). In loops on the GPU lengths are clamped to what is reserved,
+            // and lists have room for the most that they then give (`Room`). Loops run over these same bounds, so they end. The tests
+            // run every kernel checked and unchecked.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let bindings = variant.bindings();
