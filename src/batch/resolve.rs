@@ -103,7 +103,8 @@ impl Batch<'_> {
                 (None, Some(tree)) => resolved.tree(tree, whole.q_start),
                 (None, None) => MaskPlace { key: -(kv_len as i32), ..MaskPlace::default() },
             };
-            if whole.q_len * spec.group() < plan.prefill().tile.rows && s.documents.is_none() {
+            let is_small = whole.q_len > 0 && whole.q_len * spec.group() < plan.prefill().tile.rows;
+            if is_small && s.documents.is_none() && pool.table.begins_shared(s.id, pool.index)? {
                 resolved.candidates.push((resolved.input.sequences.len() as u32, s.id));
             }
             s.pieces(StepSequence { mask, ..whole }, &mut resolved.input.sequences)?;
@@ -112,8 +113,7 @@ impl Batch<'_> {
             s.appends(spec, new, &mut resolved.input.appends);
         }
         resolved.behind_masks()?;
-        if !spec.mask().is_dense() && !pool.reserved && pool.table.is_shared(pool.index) {
-            resolved.candidates.retain(|c| resolved.input.sequences[c.0 as usize].q_len > 0);
+        if !spec.mask().is_dense() && !pool.reserved {
             share(&mut resolved.input, spec, pool, &mut resolved.candidates);
         }
         resolved.check_apart()?;

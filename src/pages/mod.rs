@@ -207,9 +207,13 @@ impl SequenceTable {
         Ok(entry.begin.max(entry.lists[pool].kept_from(&self.pools[pool])))
     }
 
-    /// Whether sequences share a page of a pool.
-    pub(crate) fn is_shared(&self, pool: usize) -> bool {
-        self.pools[pool].shared > 0
+    /// Whether another sequence holds the first page of this one: forks share from the front on, so else they share none.
+    ///
+    /// # Errors
+    /// [`Error::StaleSequence`].
+    pub(crate) fn begins_shared(&self, id: SequenceId, pool: usize) -> Result<bool, Error> {
+        let first = self.entry(id)?.lists[pool].pages.first();
+        Ok(first.is_some_and(|page| self.pools[pool].refs(*page) > 1))
     }
 
     /// The entry's index, if the handle is valid.

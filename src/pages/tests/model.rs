@@ -364,7 +364,10 @@ impl Model {
         }
         assert_eq!(self.table.used(), self.open.iter().map(|truth| u64::from(truth.len())).sum::<u64>());
         for nth in 0..self.shapes.len() {
-            assert_eq!(self.table.is_shared(nth), self.table.pools[nth].refs.iter().any(|refs| *refs > 1));
+            assert_eq!(
+                self.table.usage().pools[nth].shared > 0,
+                self.table.pools[nth].refs.iter().any(|refs| *refs > 1)
+            );
         }
     }
 }
