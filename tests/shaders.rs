@@ -107,8 +107,9 @@ fn variants() -> BTreeMap<String, (Variant, Caps)> {
     let mut variants = BTreeMap::<_, (Variant, Caps)>::new();
     for spec in specs() {
         for caps in adapters() {
-            for count_fetches in [false, true] {
-                let plan = Plan::new(&spec, &caps, &Options { count_fetches, ..Options::default() }).unwrap();
+            for (count_fetches, pooled) in [(false, false), (true, false), (false, true)] {
+                let options = Options { count_fetches, pooled, ..Options::default() };
+                let plan = Plan::new(&spec, &caps, &options).unwrap();
                 let (merge, schedule) = (plan.merge(), plan.schedule());
                 for variant in plan.variants().into_iter().chain([&merge, &schedule]) {
                     let text = link(variant, Compiler::Naga).text;

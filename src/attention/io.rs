@@ -6,7 +6,8 @@ use crate::plan::Plan;
 use crate::shader::{Access, TableLayout, Variant};
 
 /// Tensors of one layer. Bindings may have any offset that obeys `min_storage_buffer_offset_alignment`; the layouts of the
-/// [`Batch`](crate::Batch) say where the elements lie behind it. `q` must not share a buffer with `out` or `lse`.
+/// [`Batch`](crate::Batch) say where the elements lie behind it. `q` must not share a buffer with `out` or `lse`,
+/// unless [`Options::pooled`](crate::Options::pooled) says so.
 #[derive(Debug, Clone)]
 pub struct Io<'a> {
     /// Queries.
@@ -109,6 +110,34 @@ pub(crate) fn check_apart(
             found: format!("the buffer of {other}"),
         }),
     }
+}
+
+/// That what is read and what is written do not overlap, where they may share a buffer.
+pub(super) fn check_ranges<const N: usize, const M: usize>(
+    these: [(&'static str, &wgpu::BindingResource<'_>); N],
+    others: [(&'static str, &wgpu::BindingResource<'_>); M],
+) -> Result<(), Error> {
+    let range = |resource: &wgpu::BindingResource<'_>| match resource {
+        wgpu::BindingResource::Buffer(view) => {
+            let size = view.size.map_or(view.buffer.size().saturating_sub(view.offset), |size| size.get());
+            Some((view.buffer.clone(), view.offset..view.offset + size))
+        }
+        _ => None,
+    };
+    for (name, this) in these {
+        for (other_name, other) in others {
+            let (Some((this, these)), Some((other, others))) = (range(this), range(other)) else { continue };
+            if this == other && these.start < others.end && others.start < these.end {
+                return Err(Error::Buffer {
+                    name,
+                    problem: "it overlaps what is written",
+                    needed: format!("bytes apart from those of {other_name}, {others:?}"),
+                    found: format!("{these:?}"),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// That the device has what every WebGPU device has, and what this plan needs beyond.

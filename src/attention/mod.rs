@@ -44,6 +44,7 @@ pub struct Attention {
     /// For loops on the GPU, from the first one on.
     scheduler: OnceLock<Pipeline>,
     checked: bool,
+    pooled: bool,
     /// With a dense mask: `pack` and `classify`.
     mask: Option<(Pipeline, Pipeline)>,
     /// Tables of the layers; where no layer has weights of its own, the first is for all.
@@ -87,6 +88,7 @@ impl Attention {
             embed: plan.embed().map(compile).transpose()?,
             scheduler: OnceLock::new(),
             checked: options.checked,
+            pooled: options.pooled,
             mask,
             tables: match spec.has_weights() {
                 true => Vec::new(),
@@ -236,7 +238,10 @@ impl Attention {
         };
         let mut written = vec![("out", io.out.buffer)];
         written.extend(io.lse.as_ref().map(|lse| ("lse", lse.buffer)));
-        check_apart(&written, &[("q", io.q.buffer)])?;
+        match self.pooled {
+            true => io::check_ranges([("q", &q)], [("out", &out), ("lse", &lse)])?,
+            false => check_apart(&written, &[("q", io.q.buffer)])?,
+        }
         for Shard { k, v } in shards {
             check_apart(&written, &[("the cache", k), ("the cache", v)])?;
         }

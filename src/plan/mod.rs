@@ -45,6 +45,9 @@ pub struct Options {
     pub checked: bool,
     /// Count reads of K and V into [`Attention::fetch_counter`](crate::Attention::fetch_counter): slower, for proofs.
     pub count_fetches: bool,
+    /// Queries may share one buffer with outputs and LSE, as tensors of a framework that allocates from pools do: then they are
+    /// bound as if they were written.
+    pub pooled: bool,
 }
 
 /// Kernels, tiles and chunks for one spec on one adapter. `Display` tells the reasons.
@@ -129,6 +132,7 @@ impl Plan {
             f16,
             shuffle: shuffle && kernel == Kernel::Decode,
             counted: options.count_fetches,
+            pooled: options.pooled,
             workgroups: caps.workgroups,
         };
         let flat = |kernel| variant((kernel, Tile { rows: 1, keys: 1, threads: FLAT_THREADS }));

@@ -167,6 +167,8 @@ pub struct Variant {
     pub shuffle: bool,
     /// Whether reads of K and V are counted.
     pub counted: bool,
+    /// Whether queries may share a buffer with outputs.
+    pub pooled: bool,
     /// Workgroups along one dispatch dimension.
     pub workgroups: u32,
 }

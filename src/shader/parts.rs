@@ -46,6 +46,9 @@ impl Variant {
                 let mut all = vec![(0, Read), (1, Read), (2, Read)];
                 all.extend((!spec.v_in_k()).then_some((3, Read)));
                 all.extend([(4, Write), (5, Write), (6, Write), (7, Read)]);
+                if self.is_pooled() {
+                    all[1] = (1, Write);
+                }
                 all
             }
         };
@@ -71,6 +74,11 @@ impl Variant {
     /// Whether queries come normalised, turned and rotated, as rows of f32: from `embed`.
     fn is_embedded(&self) -> bool {
         self.kernel.attends() && self.spec.rotated()
+    }
+
+    /// Whether its queries may share a buffer with what it writes.
+    fn is_pooled(&self) -> bool {
+        self.pooled && self.kernel.attends() && !self.is_embedded()
     }
 
     /// How its keys lie in what it reads or writes: of `embed` these are queries.
@@ -361,6 +369,7 @@ impl Variant {
     fn embed_parts(&self, parts: &mut Vec<Source>) {
         if self.is_embedded() {
             parts.extend([
+                source!("parts/raws_f32.wgsl"),
                 source!("parts/raw_f32.wgsl"),
                 source!("parts/norm_none.wgsl"),
                 source!("parts/rope_none.wgsl"),
@@ -379,9 +388,11 @@ impl Variant {
     }
 
     fn raw_part(&self, parts: &mut Vec<Source>) {
-        parts.push(match self.spec.q_dtype() {
-            Dtype::F16 => source!("parts/raw_f16.wgsl"),
-            _ => source!("parts/raw_f32.wgsl"),
+        parts.extend(match (self.spec.q_dtype(), self.is_pooled()) {
+            (Dtype::F16, false) => [source!("parts/raws_words.wgsl"), source!("parts/raw_f16.wgsl")],
+            (Dtype::F16, true) => [source!("parts/raws_words_pooled.wgsl"), source!("parts/raw_f16.wgsl")],
+            (_, false) => [source!("parts/raws_f32.wgsl"), source!("parts/raw_f32.wgsl")],
+            (_, true) => [source!("parts/raws_f32_pooled.wgsl"), source!("parts/raw_f32.wgsl")],
         });
     }
 

@@ -263,6 +263,7 @@ pub fn random_setup(seed: u64) -> Setup {
             chunk: [None, None, Some(1), Some(13), Some(64)][rng.usize(..5)],
             checked: rng.u32(..4) == 0,
             count_fetches: false,
+            pooled: false,
         },
         slack: rng.u32(..5),
         page: [None, Some(1), Some(16), Some(64), Some(8)][rng.usize(..5)],
