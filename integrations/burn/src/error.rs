@@ -1,0 +1,47 @@
+//! What can go wrong between Burn and the library.
+
+/// An error of this crate. After it tensors are gone, as they are after any call of Burn's that takes them; the cache is as before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The library refuses.
+    #[error(transparent)]
+    Gqa(#[from] gqa::Error),
+    /// The adapter gives no device, or Burn does not take it.
+    #[error("no device for Burn: {0}")]
+    Device(String),
+    /// The tensor is not one of Burn's wgpu backend.
+    #[error(
+        "{name}: not a tensor of Burn's wgpu backend ({found}); create it on the device that shares the setup"
+    )]
+    Backend {
+        /// Which argument.
+        name: &'static str,
+        /// What Burn said.
+        found: String,
+    },
+    /// The tensor has another shape, type or stride.
+    #[error("{name}: {problem}: needed {needed}, found {found}")]
+    Tensor {
+        /// Which argument.
+        name: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+        /// What was needed.
+        needed: String,
+        /// What was found.
+        found: String,
+    },
+    /// The cache has changed since [`begin`](crate::GqaAttention::begin).
+    #[error(
+        "step: sequence {index} had {expected} tokens at `begin` and has {found} now; begin a step for each forward call"
+    )]
+    Stale {
+        /// Index of the sequence in the step.
+        index: usize,
+        /// Tokens at `begin`.
+        expected: u32,
+        /// Tokens now.
+        found: u32,
+    },
+}

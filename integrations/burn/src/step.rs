@@ -1,0 +1,116 @@
+//! One forward call, prepared for the strides that its tensors turn out to have.
+
+use gqa::{AttentionSpec, Batch, KvCache, Layout, MaskLayout, Sequence, wgpu};
+
+use crate::GqaAttention;
+use crate::error::Error;
+use crate::view::View;
+
+/// What all layers of one forward call share; from [`GqaAttention::begin`].
+pub struct Step<'a> {
+    pub(crate) sequences: &'a [Sequence<'a>],
+    /// Tokens of each sequence at `begin`.
+    pub(crate) lengths: Vec<u32>,
+    pub(crate) mask: Option<(MaskLayout, View)>,
+    /// Steps of the library, one for each set of strides that came: in most models one.
+    pub(crate) prepared: Vec<(Layouts, gqa::Step)>,
+}
+
+/// Strides of queries, outputs, new keys and new values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layouts {
+    pub(crate) q: Layout,
+    pub(crate) out: Layout,
+    pub(crate) new_k: Layout,
+    pub(crate) new_v: Layout,
+}
+
+impl Step<'_> {
+    /// The library's step for tensors of these strides, prepared when they come for the first time.
+    pub(crate) fn of(
+        &mut self,
+        attention: &GqaAttention,
+        encoder: &mut wgpu::CommandEncoder,
+        cache: &KvCache,
+        layouts: Layouts,
+    ) -> Result<&gqa::Step, Error> {
+        let known = self.prepared.iter().position(|(known, _)| *known == layouts);
+        let nth = match known {
+            Some(nth) => nth,
+            None => {
+                self.check_lengths(cache)?;
+                let Layouts { q, out, new_k, new_v } = layouts;
+                let mask = self.mask.as_ref().map(|(layout, _)| *layout);
+                let batch = Batch { sequences: self.sequences, q, out, lse: None, new_k, new_v, mask };
+                let step = attention.inner().prepare(attention.queue(), cache, &batch)?;
+                if let Some((_, view)) = &self.mask {
+                    attention.inner().mask(encoder, &step, view.binding())?;
+                }
+                self.prepared.push((layouts, step));
+                self.prepared.len() - 1
+            }
+        };
+        Ok(&self.prepared[nth].1)
+    }
+
+    /// That the tensors have as many tokens as the sequences.
+    pub(crate) fn check_tokens(&self, queries: usize, new: usize) -> Result<(), Error> {
+        // Where sequences say themselves where their tokens lie, the library checks how far they reach.
+        let counts = [
+            ("q", queries, self.sequences.iter().map(|s| (s.q_len, s.token)).collect::<Vec<_>>()),
+            ("k", new, self.sequences.iter().map(|s| (s.new_len, s.new_token)).collect()),
+        ];
+        for (name, found, spans) in counts {
+            let needed: usize = spans.iter().map(|(len, _)| *len as usize).sum();
+            if found != needed && spans.iter().all(|(_, at)| at.is_none()) {
+                let [needed, found] = [needed, found].map(|tokens| format!("{tokens} tokens"));
+                return Err(Error::Tensor {
+                    name,
+                    problem: "the step's sequences have others",
+                    needed,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A dense mask, whose elements are `unit` of the library's.
+    pub(crate) fn mask(&mut self, spec: &AttentionSpec, view: View, unit: u32) -> Result<(), Error> {
+        let most = |f: fn(&Sequence<'_>) -> u32| self.sequences.iter().map(f).max().unwrap_or(0) as usize;
+        let longest = self.lengths.iter().max().copied().unwrap_or(0) as usize;
+        let needed = [self.sequences.len(), spec.q_heads() as usize, most(|s| s.q_len), longest];
+        let fits =
+            view.shape.len() == 4 && view.shape.iter().zip(needed).all(|(n, needed)| *n == 1 || *n == needed);
+        if !fits {
+            let (needed, found) = (format!("{needed:?}, or 1 for all"), format!("{:?}", view.shape));
+            return Err(Error::Tensor { name: "mask", problem: "shape", needed, found });
+        }
+        let stride = |axis: usize| match view.shape[axis] {
+            1 => 0,
+            _ => u32::try_from(view.strides[axis]).unwrap_or(u32::MAX).saturating_mul(unit),
+        };
+        let layout = MaskLayout {
+            offset: view.first,
+            sequence_stride: stride(0),
+            head_stride: stride(1),
+            token_stride: stride(2),
+            key_stride: stride(3),
+        };
+        self.mask = Some((layout, view));
+        // Steps that were prepared without it.
+        self.prepared.clear();
+        Ok(())
+    }
+
+    /// A step prepared late would mean other tokens, had the cache changed.
+    fn check_lengths(&self, cache: &KvCache) -> Result<(), Error> {
+        for (index, (sequence, expected)) in self.sequences.iter().zip(&self.lengths).enumerate() {
+            let found = cache.len(sequence.id)?;
+            if found != *expected {
+                return Err(Error::Stale { index, expected: *expected, found });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! A Burn tensor as the buffer range that it is.
+
+use std::any::Any;
+
+use burn::tensor::{Bool, DType, Tensor};
+use burn_fusion::{FusionBackend, FusionRuntime, FusionTensor};
+use burn_wgpu::{AutoCompiler, CubeBackend, CubeTensor, Wgpu, WgpuResource};
+use cubecl::wgpu::WgpuServer;
+use gqa::wgpu;
+use gqa::{Dtype, Layout};
+
+use crate::error::Error;
+
+/// A tensor's place in GPU memory, which stays its own for as long as this lives.
+pub(crate) struct View {
+    resource: WgpuResource,
+    /// Keeps Burn's memory management from moving it or giving it to another tensor.
+    _held: Box<dyn Any + Send>,
+    /// Where the binding starts: a multiple of the device's alignment.
+    offset: u64,
+    /// Elements from there to the tensor's first.
+    pub(crate) first: u32,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) strides: Vec<usize>,
+    pub(crate) dtype: DType,
+}
+
+/// What a tensor is when Burn, with or without fusion, has computed it.
+pub(crate) trait Resolve<B> {
+    fn float(self) -> CubeTensor;
+    fn bool(self) -> CubeTensor;
+}
+
+impl<B> Resolve<B> for CubeTensor {
+    fn float(self) -> CubeTensor {
+        self
+    }
+
+    fn bool(self) -> CubeTensor {
+        self
+    }
+}
+
+impl<R: FusionRuntime, B> Resolve<B> for FusionTensor<R>
+where
+    B: FusionBackend<FusionRuntime = R, FloatTensorPrimitive = CubeTensor, BoolTensorPrimitive = CubeTensor>,
+{
+    fn float(self) -> CubeTensor {
+        self.client.clone().resolve_tensor_float::<B>(self)
+    }
+
+    fn bool(self) -> CubeTensor {
+        self.client.clone().resolve_tensor_bool::<B>(self)
+    }
+}
+
+/// The tensor behind Burn's dispatch.
+pub(crate) fn float<const D: usize>(name: &'static str, tensor: Tensor<D>) -> Result<CubeTensor, Error> {
+    let found = tensor.try_into_primitive::<Wgpu>();
+    let found = found.map_err(|error| Error::Backend { name, found: format!("{error:?}") })?;
+    Ok(Resolve::<CubeBackend>::float(found))
+}
+
+/// The same for a bool tensor.
+pub(crate) fn bool<const D: usize>(name: &'static str, tensor: Tensor<D, Bool>) -> Result<CubeTensor, Error> {
+    let found = tensor.try_into_primitive::<Wgpu>();
+    let found = found.map_err(|error| Error::Backend { name, found: format!("{error:?}") })?;
+    Ok(Resolve::<CubeBackend>::bool(found))
+}
+
+impl View {
+    /// The range of `tensor`, in elements of `bytes`, to be bound at a multiple of `alignment`. All that Burn has recorded so far is
+    /// then on the queue.
+    pub(crate) fn new(
+        name: &'static str,
+        tensor: &CubeTensor,
+        (bytes, alignment): (u32, u32),
+    ) -> Result<Self, Error> {
+        let held = tensor.client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone());
+        let held = held.map_err(|error| Error::Backend { name, found: error.to_string() })?;
+        let (resource, held) = (held.resource().clone(), Box::new(held));
+        let start = resource.offset;
+        let offset = start - start % u64::from(alignment);
+        let first = ((start - offset) / u64::from(bytes)) as u32;
+        let (shape, strides) = (tensor.meta.shape().to_vec(), tensor.meta.strides().to_vec());
+        Ok(Self { resource, _held: held, offset, first, shape, strides, dtype: tensor.dtype })
+    }
+
+    /// The same as `[tokens, heads, dim]`.
+    pub(crate) fn layout(&self, name: &'static str, heads: u32, dim: u32) -> Result<Layout, Error> {
+        let wrong =
+            |problem, needed: String, found: String| Err(Error::Tensor { name, problem, needed, found });
+        let [_, found_heads, found_dim] = self.shape[..] else {
+            return wrong("rank", "3".to_owned(), self.shape.len().to_string());
+        };
+        if (found_heads, found_dim) != (heads as usize, dim as usize) {
+            return wrong("shape", format!("[tokens, {heads}, {dim}]"), format!("{:?}", self.shape));
+        }
+        if dim > 1 && self.strides[2] != 1 {
+            let found = format!("a stride of {}", self.strides[2]);
+            return wrong("elements of a head are apart", "a stride of 1".to_owned(), found);
+        }
+        let stride = |axis: usize| u32::try_from(self.strides[axis]).unwrap_or(u32::MAX);
+        Ok(Layout { offset: self.first, token_stride: stride(0), head_stride: stride(1) })
+    }
+
+    /// What to bind.
+    pub(crate) fn binding(&self) -> wgpu::BufferBinding<'_> {
+        let resource = &self.resource;
+        // Up to the end of the tensor's own range: the rest of the buffer belongs to others.
+        let size =
+            std::num::NonZeroU64::new((resource.offset - self.offset + resource.size).next_multiple_of(4));
+        wgpu::BufferBinding { buffer: &resource.buffer, offset: self.offset, size }
+    }
+}
+
+/// That `tensor` holds numbers of `dtype`.
+pub(crate) fn check_dtype(name: &'static str, tensor: &CubeTensor, dtype: Dtype) -> Result<(), Error> {
+    let needed = match dtype {
+        Dtype::F16 => DType::F16,
+        _ => DType::F32,
+    };
+    if tensor.dtype == needed {
+        return Ok(());
+    }
+    let found = format!("{:?}", tensor.dtype);
+    Err(Error::Tensor { name, problem: "type", needed: format!("{needed:?}, the spec's q_dtype"), found })
+}
