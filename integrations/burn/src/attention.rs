@@ -60,14 +60,14 @@ impl GqaAttention {
     ///
     /// # Errors
     /// As [`KvCache::extend`]; then the cache is as before.
-    pub fn begin<'a>(&self, cache: &mut KvCache, sequences: &'a [Sequence<'a>]) -> Result<Step<'a>, Error> {
+    pub fn begin<'a>(&self, cache: &mut KvCache, sequences: &[Sequence<'a>]) -> Result<Step<'a>, Error> {
         let new: Vec<_> = sequences.iter().filter(|s| s.new_len > 0).map(|s| (s.id, s.new_len)).collect();
         let mut encoder = self.encoder();
         cache.extend(&mut encoder, &new)?;
         // Copies of shared pages come before what this call appends.
         self.queue.submit([encoder.finish()]);
         let lengths = sequences.iter().map(|s| cache.len(s.id)).collect::<Result<_, _>>()?;
-        Ok(Step { sequences, lengths, mask: None, prepared: Vec::new() })
+        Ok(Step { sequences: sequences.to_vec(), lengths, mask: None, prepared: Vec::new() })
     }
 
     /// Gives the step a dense mask that is added to the logits, where the spec has [`Mask::Add`](gqa::Mask::Add): before the first

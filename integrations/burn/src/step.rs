@@ -7,8 +7,9 @@ use crate::error::Error;
 use crate::view::View;
 
 /// What all layers of one forward call share; from [`GqaAttention::begin`].
+#[derive(Debug)]
 pub struct Step<'a> {
-    pub(crate) sequences: &'a [Sequence<'a>],
+    pub(crate) sequences: Vec<Sequence<'a>>,
     /// Tokens of each sequence at `begin`.
     pub(crate) lengths: Vec<u32>,
     pub(crate) mask: Option<(MaskLayout, View)>,
@@ -41,7 +42,7 @@ impl Step<'_> {
                 self.check_lengths(cache)?;
                 let Layouts { q, out, new_k, new_v } = layouts;
                 let mask = self.mask.as_ref().map(|(layout, _)| *layout);
-                let batch = Batch { sequences: self.sequences, q, out, lse: None, new_k, new_v, mask };
+                let batch = Batch { sequences: &self.sequences, q, out, lse: None, new_k, new_v, mask };
                 let step = attention.inner().prepare(attention.queue(), cache, &batch)?;
                 if let Some((_, view)) = &self.mask {
                     attention.inner().mask(encoder, &step, view.binding())?;

@@ -12,6 +12,7 @@ use gqa::{Dtype, Layout};
 use crate::error::Error;
 
 /// A tensor's place in GPU memory, which stays its own for as long as this lives.
+#[derive(Debug)]
 pub(crate) struct View {
     resource: WgpuResource,
     /// Keeps Burn's memory management from moving it or giving it to another tensor.
@@ -125,4 +126,33 @@ pub(crate) fn check_dtype(name: &'static str, tensor: &CubeTensor, dtype: Dtype)
     }
     let found = format!("{:?}", tensor.dtype);
     Err(Error::Tensor { name, problem: "type", needed: format!("{needed:?}, the spec's q_dtype"), found })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::{Distribution, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn a_view_is_the_tensors_own_buffer() {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = crate::choose(&instance, None).unwrap();
+        let (device, setup) = crate::open(&instance, &adapter).unwrap();
+        let alignment = setup.device.limits().min_storage_buffer_offset_alignment;
+        let whole = Tensor::<3>::random([5, 3, 40], Distribution::Default, &device);
+        let parts = [whole.clone(), whole.clone().narrow(1, 1, 2), whole.clone().swap_dims(0, 1)];
+        for part in parts {
+            let tensor = float("q", part).unwrap();
+            let held = tensor.client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone()).unwrap();
+            let own = held.resource();
+            let view = View::new("q", &tensor, (4, alignment)).unwrap();
+            let bound = view.binding();
+            assert_eq!(*bound.buffer, own.buffer);
+            assert_eq!(bound.offset + u64::from(view.first) * 4, own.offset);
+            assert_eq!(bound.offset % u64::from(alignment), 0);
+            assert_eq!(bound.offset + bound.size.unwrap().get(), own.offset + own.size);
+        }
+    }
 }

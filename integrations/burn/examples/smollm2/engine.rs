@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use gqa_burn::{CacheShape, Dtype, KvCache, PagedShape, Sequence, SequenceId, WgpuSetup};
+use gqa_burn::{CacheShape, KvCache, PagedShape, Sequence, SequenceId, WgpuSetup};
 
 use crate::model::Model;
 use crate::weights::Result;
@@ -54,8 +54,8 @@ pub(crate) struct Times {
     pub(crate) decode: (Duration, usize),
     /// Forward calls of the second kind.
     pub(crate) steps: usize,
-    /// Bytes of the cache.
-    pub(crate) cache_bytes: u64,
+    /// What the cache says of itself when the first answer ends.
+    pub(crate) cache: String,
     /// Attention alone, over all layers, of the last step with most sequences.
     pub(crate) attention: Duration,
 }
@@ -116,7 +116,7 @@ pub(crate) fn answer(
     let mut cache = cache(model, setup, (batch as u32, longest as u32), settings.page)?;
     let mut answers: Vec<_> =
         prompts.iter().map(|p| Answer { tokens: p.clone(), prompt: p.len(), steps: 0 }).collect();
-    let mut times = Times { cache_bytes: cache.size(), ..Times::default() };
+    let mut times = Times::default();
     let mut random = fastrand::Rng::with_seed(settings.seed);
     let mut waiting = 0..prompts.len();
     let mut running: Vec<Running> = Vec::new();
@@ -181,6 +181,7 @@ pub(crate) fn answer(
         }
         let leaving = running.iter().any(|one| ended(&answers[one.prompt], settings));
         if leaving && times.attention.is_zero() {
+            times.cache = cache.usage().to_string();
             times.attention = attention_alone(model, &mut cache, &running)?;
         }
         for one in running.iter().filter(|one| ended(&answers[one.prompt], settings)) {
@@ -247,7 +248,7 @@ pub(crate) fn numbers(tensor: Tensor<2>) -> Result<Vec<f32>> {
 
 /// Perplexity of `tokens`: `exp` of the mean of `-ln p(token | those before)`, all but the first.
 pub(crate) fn perplexity(model: &Model, setup: &WgpuSetup, tokens: &[u32], page: Option<u32>) -> Result<f64> {
-    const CHUNK: usize = 128;
+    const CHUNK: usize = 512;
     let mut cache = cache(model, setup, (1, tokens.len() as u32), page)?;
     let id = cache.open()?;
     let (mut sum, mut count) = (0.0, 0);
@@ -264,10 +265,4 @@ pub(crate) fn perplexity(model: &Model, setup: &WgpuSetup, tokens: &[u32], page:
         }
     }
     Ok((sum / f64::from(count.max(1))).exp())
-}
-
-/// A storage type by its name.
-pub(crate) fn dtype(name: &str) -> Result<Dtype, String> {
-    let known = || Dtype::ALL.map(Dtype::name).join(", ");
-    Dtype::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| format!("one of {}", known()))
 }

@@ -48,8 +48,11 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How keys and values are stored: f32, f16, bf16, fp8, q8, q4
-    #[arg(long, default_value = "f16", value_parser = engine::dtype)]
+    #[arg(long, default_value = "f16", value_parser = dtype)]
     kv_dtype: Dtype,
+    /// Rotate keys and values before they are stored (Hadamard, as in QuaRot): a third of the error of q8 and q4 goes
+    #[arg(long)]
+    rotate: bool,
     /// Keep them in pages of 16 slots
     #[arg(long)]
     paged: bool,
@@ -59,7 +62,7 @@ struct Arguments {
     /// Draft so many tokens from the text so far and verify them in one step: the same answer in fewer steps where text repeats
     #[arg(long, default_value_t = 0, value_name = "K")]
     speculate: usize,
-    /// Print the perplexity of a text file's first tokens instead
+    /// Print the perplexity of a text file's first tokens instead, beside that with f32 keys and values
     #[arg(long, value_name = "FILE")]
     perplexity: Option<PathBuf>,
     /// Tokens of that text
@@ -91,16 +94,23 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (device, setup) = open(arguments.adapter.as_deref())?;
     eprintln!("{} on {}", file_name(&arguments.model), setup.adapter.get_info().name);
     let start = Instant::now();
-    let model = Model::load(&mut gguf, arguments.kv_dtype, (&device, &setup), |done, all| {
-        eprint!("\rlayer {done} of {all}");
-    })?;
+    let model =
+        Model::load(&mut gguf, (arguments.kv_dtype, arguments.rotate), (&device, &setup), |done, all| {
+            eprint!("\rlayer {done} of {all}");
+        })?;
     eprintln!("\rloaded in {:.1} s: {}", start.elapsed().as_secs_f64(), model.spec);
     let page = arguments.paged.then_some(16);
     if let Some(path) = &arguments.perplexity {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let mut ids = tokenizer?.ids(&text)?;
         ids.truncate(arguments.tokens);
-        println!("{:.5}", engine::perplexity(&model, &setup, &ids, page)?);
+        let found = engine::perplexity(&model, &setup, &ids, page)?;
+        println!("perplexity {found:.4} over {} tokens", ids.len());
+        let plain = model.spec.to_builder().kv_dtype(Dtype::F32).rotated(false).build()?;
+        if model.spec != plain {
+            let plain = engine::perplexity(&model.attending(plain, &setup)?, &setup, &ids, page)?;
+            println!("with f32   {plain:.4}: {:+.3} %", (found / plain - 1.0) * 100.0);
+        }
         return Ok(());
     }
     let settings = Settings {
@@ -213,9 +223,15 @@ fn summary(times: &Times) -> String {
             attention / step * 100.0
         );
     }
-    lines + &format!("KV cache {:>8.1} MiB", times.cache_bytes as f64 / f64::from(1 << 20))
+    lines + &times.cache
 }
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// A storage type by its name.
+fn dtype(name: &str) -> Result<Dtype, String> {
+    let known = || Dtype::ALL.map(Dtype::name).join(", ");
+    Dtype::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| format!("one of {}", known()))
 }

@@ -22,6 +22,7 @@ pub(crate) struct Model {
 }
 
 /// Matrices lie as `[inputs, outputs]` for Burn, by strides: in memory each output's numbers are neighbours.
+#[derive(Clone)]
 struct Layer {
     attention_norm: Tensor<2>,
     /// Queries, keys and values in one product.
@@ -37,7 +38,7 @@ impl Model {
     /// Reads all weights, telling `progress` the number of each layer that is done.
     pub(crate) fn load(
         gguf: &mut Gguf,
-        kv_dtype: Dtype,
+        (kv_dtype, rotated): (Dtype, bool),
         (device, setup): (&Device, &WgpuSetup),
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self> {
@@ -45,6 +46,7 @@ impl Model {
         let Config { layers, width, heads, kv_heads, head_dim, feed_forward, vocabulary, .. } = config;
         let spec = AttentionSpec::builder(heads as u32, kv_heads as u32, head_dim as u32)
             .kv_dtype(kv_dtype)
+            .rotated(rotated)
             .rope(config.rope.clone())
             .build()?;
         let attention = GqaAttention::new(setup, spec.clone())?;
@@ -82,6 +84,20 @@ impl Model {
             progress(nth + 1, layers);
         }
         Ok(model)
+    }
+
+    /// The same weights, with another attention.
+    pub(crate) fn attending(&self, spec: AttentionSpec, setup: &WgpuSetup) -> Result<Self> {
+        Ok(Self {
+            config: self.config.clone(),
+            attention: GqaAttention::new(setup, spec.clone())?,
+            spec,
+            device: self.device.clone(),
+            embedding: self.embedding.clone(),
+            output: self.output.clone(),
+            norm: self.norm.clone(),
+            layers: self.layers.clone(),
+        })
     }
 
     /// Runs the new `tokens` of all `sequences`, one behind the other, and returns logits `[rows, vocabulary]` of the tokens numbered
