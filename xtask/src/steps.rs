@@ -43,7 +43,8 @@ const ADAPTERS: &str = "adapters";
 
 fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
     let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
-    let mut documentation = step("documentation", &["doc", "--no-deps", "--package", "gqa"]);
+    let mut documentation =
+        step("documentation", &["doc", "--no-deps", "--package", "gqa", "--package", "gqa-burn"]);
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
     let mut tests = step("tests", &["test", "--release", "--workspace"]);
     tests.command.args(arguments);

@@ -49,7 +49,8 @@ pub fn choose(instance: &wgpu::Instance, name: Option<&str>) -> Result<wgpu::Ada
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu => 1,
         wgpu::DeviceType::VirtualGpu => 2,
-        _ => 3,
+        // Of software Mesa's: SwiftShader takes minutes for Burn's kernels.
+        _ => 3 + u8::from(!adapter.get_info().name.contains("llvmpipe")),
     });
     let none = || match names.is_empty() {
         true => Error::Device("there is no adapter: install a driver".to_owned()),

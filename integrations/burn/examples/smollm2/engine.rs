@@ -181,7 +181,8 @@ pub(crate) fn answer(
         }
         let leaving = running.iter().any(|one| ended(&answers[one.prompt], settings));
         if leaving && times.attention.is_zero() {
-            times.cache = cache.usage().to_string();
+            let mebibytes = cache.size() as f64 / f64::from(1 << 20);
+            times.cache = format!("KV cache  {mebibytes:.1} MiB, {}", cache.usage());
             times.attention = attention_alone(model, &mut cache, &running)?;
         }
         for one in running.iter().filter(|one| ended(&answers[one.prompt], settings)) {

@@ -14,6 +14,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use clap::Parser;
 use gqa_burn::{Dtype, WgpuSetup, gqa::wgpu};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use engine::{Settings, Times};
 use model::Model;
@@ -207,7 +208,7 @@ fn summary(times: &Times) -> String {
     let (prefill, decode) = (times.prefill, times.decode);
     let step = decode.0.as_secs_f64() / times.steps.max(1) as f64;
     let mut lines = format!(
-        "prefill  {:>8} tokens/s  ({} tokens)\ndecode   {:>8} tokens/s  ({} tokens in {} steps)\n",
+        "prefill   {} tokens/s, {} tokens\ndecode    {} tokens/s, {} tokens in {} steps\n",
         per_second(prefill),
         prefill.1,
         per_second(decode),
@@ -217,7 +218,7 @@ fn summary(times: &Times) -> String {
     if times.steps > 0 {
         let attention = times.attention.as_secs_f64();
         lines += &format!(
-            "attention {:>6.1} ms of {:.1} ms a step ({:.0} %)\n",
+            "attention {:.1} ms of {:.0} ms a step ({:.1} %)\n",
             attention * 1e3,
             step * 1e3,
             attention / step * 100.0
