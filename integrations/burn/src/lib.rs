@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `Device::wgpu_options().init_with_setup()`: a device and its [`WgpuSetup`] | what [`GqaAttention::new`] and [`KvCache::new`] take |
 //! | `Tensor<3>` of `[tokens, heads, head_dim]` | queries, new keys, new values, outputs |
-//! | `Tensor<4>` of `[sequences, heads, q_len, kv_len]`, float or bool | a dense mask, for [`GqaAttention::masked`] |
+//! | `Tensor<4>` of `[sequences, heads, q_len, kv_len]`, float or bool | a dense mask: [`GqaAttention::add_mask`], [`GqaAttention::keep_mask`] |
 //!
 //! Everything else (masks, RoPE, storage types, pages, forks, windows) is the library's own: [`AttentionSpec`], [`KvCache`].
 //!
@@ -27,7 +27,7 @@
 //! let random = |heads| Tensor::<3>::random([16, heads, 64], Distribution::Default, &device);
 //! let (q, k, v) = (random(9), random(3), random(3));
 //! let mut step = attention.begin(&mut cache, &[Sequence::new(chat, 16)])?;
-//! let out = attention.forward(&cache, &mut step, 0, q, k, v)?;
+//! let out = attention.forward(&cache, &mut step, 0, [q, k, v])?;
 //! assert_eq!(out.dims(), [16, 9, 64]);
 //! # Ok(())
 //! # }

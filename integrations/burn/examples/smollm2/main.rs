@@ -95,11 +95,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (device, setup) = open(arguments.adapter.as_deref())?;
     eprintln!("{} on {}", file_name(&arguments.model), setup.adapter.get_info().name);
     let start = Instant::now();
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{bar:40} layer {pos} of {len}")?);
     let model =
         Model::load(&mut gguf, (arguments.kv_dtype, arguments.rotate), (&device, &setup), |done, all| {
-            eprint!("\rlayer {done} of {all}");
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
         })?;
-    eprintln!("\rloaded in {:.1} s: {}", start.elapsed().as_secs_f64(), model.spec);
+    bar.finish_and_clear();
+    eprintln!("loaded in {:.1} s: {}", start.elapsed().as_secs_f64(), model.spec);
     let page = arguments.paged.then_some(16);
     if let Some(path) = &arguments.perplexity {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;

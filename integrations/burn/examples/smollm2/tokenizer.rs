@@ -84,7 +84,7 @@ impl Tokenizer {
 
     /// Text of `ids`, special tokens included.
     pub(crate) fn text(&self, ids: &[u32]) -> Result<String> {
-        Ok(self.inner.decode(ids, false)?)
+        self.inner.decode(ids, false)
     }
 
     /// A user's question as the model's template wants it, up to where the answer begins.
