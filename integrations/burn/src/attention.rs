@@ -1,8 +1,10 @@
 //! Attention over Burn tensors.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::tensor::{Bool, Tensor};
 use gqa::wgpu;
-use gqa::{Attention, AttentionSpec, Io, KvCache, NewKv, Options, Sequence};
+use gqa::{Attention, AttentionSpec, Io, KvCache, Mask, NewKv, Options, Sequence};
 
 use crate::WgpuSetup;
 use crate::error::Error;
@@ -12,6 +14,7 @@ use crate::view::{View, bool, check_dtype, float};
 /// Grouped-query attention on the device that Burn uses, for one [`AttentionSpec`].
 #[derive(Debug)]
 pub struct GqaAttention {
+    id: u64,
     attention: Attention,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -33,7 +36,9 @@ impl GqaAttention {
     /// As [`Attention::new`].
     pub fn with_options(setup: &WgpuSetup, spec: AttentionSpec, options: Options) -> Result<Self, Error> {
         let options = Options { pooled: true, ..options };
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             attention: Attention::new(&setup.device, spec, options)?,
             device: setup.device.clone(),
             queue: setup.queue.clone(),
@@ -56,12 +61,15 @@ impl GqaAttention {
         self.attention.plan().spec()
     }
 
-    /// Begins a forward call: makes room in the cache for the new tokens of each sequence.
+    /// Begins a forward call: makes room in the cache for the new tokens of each sequence. Models with layers of several kinds begin
+    /// once, with any of their attentions, and give the step to each.
+    ///
+    /// The new tokens count from here on: when a [`Self::forward`] fails, [`Step::undo`] takes them back.
     ///
     /// # Errors
     /// As [`KvCache::extend`]; then the cache is as before.
     pub fn begin<'a>(&self, cache: &mut KvCache, sequences: &[Sequence<'a>]) -> Result<Step<'a>, Error> {
-        let new: Vec<_> = sequences.iter().filter(|s| s.new_len > 0).map(|s| (s.id, s.new_len)).collect();
+        let new: Vec<_> = sequences.iter().map(|s| (s.id, s.new_len)).collect();
         let mut encoder = self.encoder();
         cache.extend(&mut encoder, &new)?;
         // Copies of shared pages come before what this call appends.
@@ -76,6 +84,7 @@ impl GqaAttention {
     /// # Errors
     /// [`Error::Tensor`] and [`Error::Backend`].
     pub fn add_mask(&self, step: &mut Step<'_>, mask: Tensor<4>) -> Result<(), Error> {
+        self.check_mask(Mask::Add)?;
         let mask = float("mask", mask)?;
         check_dtype("mask", &mask, self.spec().q_dtype())?;
         let bytes = self.spec().q_dtype().bytes();
@@ -89,6 +98,7 @@ impl GqaAttention {
     /// # Errors
     /// [`Error::Tensor`] and [`Error::Backend`].
     pub fn keep_mask(&self, step: &mut Step<'_>, mask: Tensor<4, Bool>) -> Result<(), Error> {
+        self.check_mask(Mask::Keep)?;
         let mask = bool("mask", mask)?;
         // The library reads a byte of each element, the low one: in bytes, an element of Burn's has this length.
         let bytes = mask.dtype.size() as u32;
@@ -98,7 +108,7 @@ impl GqaAttention {
     /// Writes `k` and `v`, the new tokens of all sequences one behind the other, into `layer` of the cache and attends with `q`.
     ///
     /// `q` is `[tokens, q_heads, head_dim]`, `k` `[tokens, kv_heads, head_dim]`, `v` `[tokens, kv_heads, v_head_dim]`, with any
-    /// strides between tokens and heads, in the spec's `q_dtype`; the result is `[tokens, q_heads, v_head_dim]`, dense. Where values
+    /// strides between tokens and heads, in the spec's `q_dtype`, on the device of the setup; the result is `[tokens, q_heads, v_head_dim]`, dense. Where values
     /// lie in keys `v` is not read: give the keys again.
     ///
     /// # Errors
@@ -115,7 +125,7 @@ impl GqaAttention {
         let (heads, kv_heads, dim) = (spec.q_heads(), spec.kv_heads(), spec.head_dim());
         let v_dim = if spec.v_in_k() { dim } else { spec.v_head_dim() };
         let shape = [q.dims()[0], heads as usize, spec.v_head_dim() as usize];
-        step.check_tokens(shape[0], k.dims()[0])?;
+        step.check_tokens([&q, &k, &v].map(|x| x.dims()[0]))?;
         let device = q.device();
         let q = self.view("q", q)?;
         let out: Tensor<3> = Tensor::empty(shape, (&device, q.dtype));
@@ -126,14 +136,23 @@ impl GqaAttention {
             new_k: k.layout("k", kv_heads, dim)?,
             new_v: v.layout("v", kv_heads, v_dim)?,
         };
+        let step = step.of(self, cache, layouts)?;
         let mut encoder = self.encoder();
-        let step = step.of(self, &mut encoder, cache, layouts)?;
         self.attention.append(&mut encoder, step, layer, NewKv { k: k.binding(), v: v.binding() })?;
         let io = Io { q: q.binding(), out: written.binding(), lse: None };
         self.attention.record(&mut encoder, step, layer, io)?;
         // Behind all that Burn has submitted, before all that it will: one queue. The views have kept the memory until here.
         self.queue.submit([encoder.finish()]);
         Ok(out)
+    }
+
+    fn check_mask(&self, given: Mask) -> Result<(), Error> {
+        let asked = self.spec().mask();
+        if asked == given {
+            return Ok(());
+        }
+        let [needed, found] = [asked, given].map(|mask| format!("Mask::{mask:?}"));
+        Err(Error::Tensor { name: "mask", problem: "the spec asks for another", needed, found })
     }
 
     fn view(&self, name: &'static str, tensor: Tensor<3>) -> Result<View, Error> {
@@ -146,7 +165,12 @@ impl GqaAttention {
         &self.queue
     }
 
-    fn encoder(&self) -> wgpu::CommandEncoder {
+    /// Tells the steps of one attention from those of another.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn encoder(&self) -> wgpu::CommandEncoder {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("gqa.burn") })
     }
 }

@@ -8,7 +8,8 @@ use crate::error::Error;
 
 /// Opens `adapter` with all that Burn and the library make use of, and gives it to Burn: once per program, since Burn keeps it.
 ///
-/// Programs that let Burn choose an adapter take `Device::wgpu_options().init_with_setup()` instead.
+/// Programs that let Burn choose an adapter take `Device::wgpu_options().init_with_setup()` instead, and so must those that use Burn's own
+/// shader compilers (its features `vulkan` and `metal`), which want more of a device.
 ///
 /// # Errors
 /// [`Error::Device`] when the adapter refuses, or Burn does.

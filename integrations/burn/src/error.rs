@@ -1,6 +1,7 @@
 //! What can go wrong between Burn and the library.
 
-/// An error of this crate. After it tensors are gone, as they are after any call of Burn's that takes them; the cache is as before.
+/// An error of this crate. After one of [`begin`](crate::GqaAttention::begin) the cache is as before; after one of `forward` it has what
+/// `begin` made room for, and [`Step::undo`](crate::Step::undo) takes that back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,6 +16,14 @@ pub enum Error {
         "{name}: not a tensor of Burn's wgpu backend ({found}); create it on the device that shares the setup"
     )]
     Backend {
+        /// Which argument.
+        name: &'static str,
+        /// What Burn said.
+        found: String,
+    },
+    /// Burn has not computed the tensor, or has it on another backend.
+    #[error("{name}: Burn does not give its memory: {found}")]
+    Memory {
         /// Which argument.
         name: &'static str,
         /// What Burn said.

@@ -1,6 +1,6 @@
 //! One forward call, prepared for the strides that its tensors turn out to have.
 
-use gqa::{AttentionSpec, Batch, KvCache, Layout, MaskLayout, Sequence, wgpu};
+use gqa::{AttentionSpec, Batch, KvCache, Layout, MaskLayout, Sequence};
 
 use crate::GqaAttention;
 use crate::error::Error;
@@ -13,8 +13,8 @@ pub struct Step<'a> {
     /// Tokens of each sequence at `begin`.
     pub(crate) lengths: Vec<u32>,
     pub(crate) mask: Option<(MaskLayout, View)>,
-    /// Steps of the library, one for each set of strides that came: in most models one.
-    pub(crate) prepared: Vec<(Layouts, gqa::Step)>,
+    /// Steps of the library, one for each attention and set of strides that came: in most models one.
+    pub(crate) prepared: Vec<(u64, Layouts, gqa::Step)>,
 }
 
 /// Strides of queries, outputs, new keys and new values.
@@ -31,36 +31,49 @@ impl Step<'_> {
     pub(crate) fn of(
         &mut self,
         attention: &GqaAttention,
-        encoder: &mut wgpu::CommandEncoder,
         cache: &KvCache,
         layouts: Layouts,
     ) -> Result<&gqa::Step, Error> {
-        let known = self.prepared.iter().position(|(known, _)| *known == layouts);
-        let nth = match known {
+        self.check_lengths(cache)?;
+        let known = |(id, known, _): &(u64, Layouts, _)| *id == attention.id() && *known == layouts;
+        let nth = match self.prepared.iter().position(known) {
             Some(nth) => nth,
             None => {
-                self.check_lengths(cache)?;
                 let Layouts { q, out, new_k, new_v } = layouts;
                 let mask = self.mask.as_ref().map(|(layout, _)| *layout);
                 let batch = Batch { sequences: &self.sequences, q, out, lse: None, new_k, new_v, mask };
                 let step = attention.inner().prepare(attention.queue(), cache, &batch)?;
                 if let Some((_, view)) = &self.mask {
-                    attention.inner().mask(encoder, &step, view.binding())?;
+                    // Submitted apart: whatever becomes of this call, the step has its mask.
+                    let mut encoder = attention.encoder();
+                    attention.inner().mask(&mut encoder, &step, view.binding())?;
+                    attention.queue().submit([encoder.finish()]);
                 }
-                self.prepared.push((layouts, step));
+                self.prepared.push((attention.id(), layouts, step));
                 self.prepared.len() - 1
             }
         };
-        Ok(&self.prepared[nth].1)
+        Ok(&self.prepared[nth].2)
+    }
+
+    /// Takes the new tokens back out of the cache: what to do when a [`forward`](GqaAttention::forward) of the step has failed.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when the cache has changed since, and what [`KvCache::truncate`] says.
+    pub fn undo(self, cache: &mut KvCache) -> Result<(), Error> {
+        self.check_lengths(cache)?;
+        for (sequence, len) in self.sequences.iter().zip(&self.lengths) {
+            cache.truncate(sequence.id, len - sequence.new_len)?;
+        }
+        Ok(())
     }
 
     /// That the tensors have as many tokens as the sequences.
-    pub(crate) fn check_tokens(&self, queries: usize, new: usize) -> Result<(), Error> {
+    pub(crate) fn check_tokens(&self, [q, k, v]: [usize; 3]) -> Result<(), Error> {
         // Where sequences say themselves where their tokens lie, the library checks how far they reach.
-        let counts = [
-            ("q", queries, self.sequences.iter().map(|s| (s.q_len, s.token)).collect::<Vec<_>>()),
-            ("k", new, self.sequences.iter().map(|s| (s.new_len, s.new_token)).collect()),
-        ];
+        let queries: Vec<_> = self.sequences.iter().map(|s| (s.q_len, s.token)).collect();
+        let new: Vec<_> = self.sequences.iter().map(|s| (s.new_len, s.new_token)).collect();
+        let counts = [("q", q, &queries), ("k", k, &new), ("v", v, &new)];
         for (name, found, spans) in counts {
             let needed: usize = spans.iter().map(|(len, _)| *len as usize).sum();
             if found != needed && spans.iter().all(|(_, at)| at.is_none()) {
@@ -104,7 +117,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// A step prepared late would mean other tokens, had the cache changed.
+    /// The step would mean other tokens, had a sequence changed.
     fn check_lengths(&self, cache: &KvCache) -> Result<(), Error> {
         for (index, (sequence, expected)) in self.sequences.iter().zip(&self.lengths).enumerate() {
             let found = cache.len(sequence.id)?;

@@ -15,7 +15,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(crate) struct View {
     resource: WgpuResource,
-    /// Keeps Burn's memory management from moving it or giving it to another tensor.
+    /// Keeps Burn from moving it or giving it to another tensor, and, as one more owner, from computing in place.
     _held: Box<dyn Any + Send>,
     /// Where the binding starts: a multiple of the device's alignment.
     offset: u64,
@@ -78,8 +78,8 @@ impl View {
         (bytes, alignment): (u32, u32),
     ) -> Result<Self, Error> {
         let held = tensor.client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone());
-        let held = held.map_err(|error| Error::Backend { name, found: error.to_string() })?;
-        let (resource, held) = (held.resource().clone(), Box::new(held));
+        let held = held.map_err(|error| Error::Memory { name, found: error.to_string() })?;
+        let (resource, held) = (held.resource().clone(), Box::new((tensor.handle.clone(), held)));
         let start = resource.offset;
         let offset = start - start % u64::from(alignment);
         let first = ((start - offset) / u64::from(bytes)) as u32;

@@ -23,8 +23,8 @@ pub(crate) struct Settings {
     pub(crate) temperature: f32,
     /// For drawing.
     pub(crate) seed: u64,
-    /// Ends an answer.
-    pub(crate) end: Option<u32>,
+    /// Any of them ends an answer.
+    pub(crate) ends: Vec<u32>,
 }
 
 /// A prompt and its answer so far.
@@ -101,14 +101,8 @@ pub(crate) fn answer(
     settings: &Settings,
     mut said: impl FnMut(usize, &[u32]),
 ) -> Result<(Vec<Answer>, Times)> {
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + settings.max_new + settings.speculate;
-    if longest > model.config.context {
-        let context = model.config.context;
-        return Err(format!(
-            "prompt and answer need {longest} tokens, and the model was trained for {context}"
-        )
-        .into());
-    }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0).saturating_add(settings.max_new);
+    check_context(model, longest)?;
     if prompts.iter().any(Vec::is_empty) {
         return Err("a prompt is empty".into());
     }
@@ -192,9 +186,19 @@ pub(crate) fn answer(
     }
 }
 
+fn check_context(model: &Model, tokens: usize) -> Result<()> {
+    let context = model.config.context;
+    match tokens <= context {
+        true => Ok(()),
+        false => {
+            Err(format!("the text needs {tokens} tokens, and the model was trained for {context}").into())
+        }
+    }
+}
+
 fn ended(answer: &Answer, settings: &Settings) -> bool {
     let new = answer.new_tokens();
-    new.len() >= settings.max_new || (new.last().is_some() && new.last() == settings.end.as_ref())
+    new.len() >= settings.max_new || new.last().is_some_and(|last| settings.ends.contains(last))
 }
 
 /// What followed the last time the text ended as it does now: prompt lookup (Saxena 2023). The longest ending of up to three tokens
@@ -250,6 +254,7 @@ pub(crate) fn numbers(tensor: Tensor<2>) -> Result<Vec<f32>> {
 /// Perplexity of `tokens`: `exp` of the mean of `-ln p(token | those before)`, all but the first.
 pub(crate) fn perplexity(model: &Model, setup: &WgpuSetup, tokens: &[u32], page: Option<u32>) -> Result<f64> {
     const CHUNK: usize = 512;
+    check_context(model, tokens.len())?;
     let mut cache = cache(model, setup, (1, tokens.len() as u32), page)?;
     let id = cache.open()?;
     let (mut sum, mut count) = (0.0, 0);

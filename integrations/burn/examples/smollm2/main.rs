@@ -124,7 +124,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         speculate: arguments.speculate,
         temperature: arguments.temperature,
         seed: arguments.seed,
-        end: Some(gguf.number("tokenizer.ggml.eos_token_id")? as u32),
+        ends: tokenizer::ends(&gguf),
     };
     // One answer is told as it comes; of several each is told when it is whole.
     let alone = prompts.len() == 1 && !arguments.print_ids;

@@ -109,7 +109,10 @@ impl Model {
         tokens: &[u32],
         rows: &[usize],
     ) -> Result<Tensor<2>> {
-        let count = tokens.len();
+        let (count, vocabulary) = (tokens.len(), self.config.vocabulary);
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(format!("token {id} is not in the vocabulary of {vocabulary}").into());
+        }
         let Config { heads, kv_heads, head_dim, feed_forward, .. } = self.config;
         let mut step = self.attention.begin(cache, sequences)?;
         let mut x = self.embedding.clone().select(0, self.indices(tokens.iter().map(|id| *id as i32)));

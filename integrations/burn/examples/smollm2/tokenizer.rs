@@ -17,8 +17,8 @@ const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     template: Option<String>,
-    /// Ends an answer.
-    pub(crate) end: u32,
+    /// Any of them ends an answer.
+    pub(crate) ends: Vec<u32>,
     begin: Option<u32>,
 }
 
@@ -39,12 +39,15 @@ impl Tokenizer {
             .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
             .collect::<Option<Vec<_>>>()
             .ok_or("a merge of the tokenizer is not two tokens")?;
-        let bpe = BPE::builder().vocab_and_merges(vocabulary, merges).build()?;
+        let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
+        let llama_3 = matches!(pre, "llama-bpe" | "llama3");
+        // Llama 3 takes whole words of the vocabulary as they are, and begins every text, unless the file says otherwise.
+        let bpe = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(llama_3).build()?;
         let mut inner = tokenizers::Tokenizer::new(bpe);
         let bytes = |use_regex| PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, use_regex));
-        let before = match gguf.text("tokenizer.ggml.pre").unwrap_or("default") {
+        let before = match pre {
             "smollm" => vec![PreTokenizerWrapper::Digits(Digits::new(true)), bytes(true)],
-            "llama-bpe" | "llama3" => {
+            _ if llama_3 => {
                 let pattern = SplitPattern::Regex(LLAMA_3.to_owned());
                 let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
                 vec![PreTokenizerWrapper::Split(split), bytes(false)]
@@ -66,12 +69,15 @@ impl Tokenizer {
             .map(|(_, token)| AddedToken::from(token.clone(), true))
             .collect();
         inner.add_special_tokens(special)?;
-        let begins = matches!(gguf.value("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true)));
+        let begins = match gguf.value("tokenizer.ggml.add_bos_token") {
+            Some(value) => matches!(value, Value::Bool(true)),
+            None => llama_3,
+        };
         let begin = begins.then(|| gguf.number("tokenizer.ggml.bos_token_id")).transpose()?;
         Ok(Self {
             inner,
             template: gguf.text("tokenizer.chat_template").ok().map(str::to_owned),
-            end: gguf.number("tokenizer.ggml.eos_token_id")? as u32,
+            ends: ends(gguf),
             begin: begin.map(|id| id as u32),
         })
     }
@@ -95,7 +101,7 @@ impl Tokenizer {
         environment.add_template("chat", template)?;
         let message = minijinja::context! { role => "user", content => question };
         let context = minijinja::context! {
-            messages => vec![message], add_generation_prompt => true, bos_token => "", eos_token => self.text(&[self.end])?
+            messages => vec![message], add_generation_prompt => true, bos_token => "", eos_token => self.text(&self.ends[..self.ends.len().min(1)])?
         };
         Ok(environment.get_template("chat")?.render(context)?)
     }
@@ -115,4 +121,10 @@ fn kinds(gguf: &Gguf) -> impl Iterator<Item = i32> {
         _ => Vec::new(),
     };
     kinds.into_iter().chain(std::iter::repeat(1))
+}
+
+/// Tokens that end an answer: of the text, of a turn, of a message, as far as the file names them.
+pub(crate) fn ends(gguf: &Gguf) -> Vec<u32> {
+    let keys = ["eos", "eot", "eom"].map(|of| format!("tokenizer.ggml.{of}_token_id"));
+    keys.iter().filter_map(|key| gguf.number(key).ok()).map(|id| id as u32).collect()
 }

@@ -86,12 +86,21 @@ impl Gguf {
         if self.content.tensor_infos.keys().any(|name| name.contains("_exps.")) {
             return Err("the model is a mixture of experts, which this example does not run".into());
         }
-        let vocabulary = self.tensor_shape("token_embd.weight")?[0];
+        let vocabulary = *self
+            .tensor_shape("token_embd.weight")?
+            .first()
+            .ok_or("tensor 'token_embd.weight' is one number")?;
+        if let Some(name) = self.content.tensor_infos.keys().find(|name| name.ends_with(".bias")) {
+            return Err(format!("the model has biases ('{name}'), which this example does not add").into());
+        }
         let config = Config {
             layers: of("block_count")? as usize,
             width,
             heads,
-            kv_heads: of("attention.head_count_kv").map_or(heads, |n| n as usize),
+            kv_heads: match self.value("llama.attention.head_count_kv") {
+                Some(_) => of("attention.head_count_kv")? as usize,
+                None => heads,
+            },
             head_dim,
             feed_forward: of("feed_forward_length")? as usize,
             vocabulary,
@@ -99,6 +108,12 @@ impl Gguf {
             epsilon: of("attention.layer_norm_rms_epsilon")?,
             rope: Rope::new(2),
         };
+        let Config { layers, width, kv_heads, head_dim, feed_forward, context, .. } = config;
+        let numbers = [layers, width, heads, kv_heads, head_dim, feed_forward, vocabulary, context];
+        // So that no product of two of them leaves 64 bits.
+        if let Some(number) = numbers.iter().find(|number| !(1..1 << 24).contains(*number)) {
+            return Err(format!("a size of the model is {number}: the file is damaged").into());
+        }
         Ok(Config { rope: self.rope(head_dim)?, ..config })
     }
 
@@ -118,7 +133,7 @@ impl Gguf {
             }
         }
         // Llama 3.1 and later: a divisor for each frequency, which is LongRoPE without more.
-        if self.has("rope_freqs.weight") {
+        if self.has("rope_freqs.weight") && rope.scaling == Scaling::None {
             let factors: Vec<_> =
                 self.numbers("rope_freqs.weight", dim / 2)?.into_iter().map(f64::from).collect();
             rope.scaling = Scaling::LongRope {
@@ -147,7 +162,7 @@ impl Gguf {
     pub(crate) fn numbers(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
         let cpu = candle_core::Device::Cpu;
         let shape = self.tensor_shape(name)?;
-        if shape.iter().product::<usize>() != len {
+        if shape.iter().try_fold(1usize, |product, n| product.checked_mul(*n)) != Some(len) {
             return Err(format!("tensor '{name}' is {shape:?}, which should be {len} numbers").into());
         }
         let tensor = self.content.tensor(&mut self.file, name, &cpu)?;
