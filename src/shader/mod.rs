@@ -3,6 +3,7 @@
 //! A linked module is: directives, a prelude of constants, one implementation of each part contract, the kernel.
 
 mod parts;
+mod prelude;
 mod table;
 
 use std::fmt::Write as _;

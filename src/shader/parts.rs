@@ -1,10 +1,7 @@
-//! What a kernel is linked from: its prelude, one implementation of each part contract, and the bindings that follow.
+//! What a kernel is linked from: one implementation of each part contract, and the bindings that follow.
 
-use std::fmt::Write as _;
-
-use super::{F16, Kernel, Source, TableLayout, Variant, row_fours, source};
-use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST};
-use crate::spec::{Dtype, Mask, RowLayout, hides};
+use super::{F16, Kernel, Source, Variant, source};
+use crate::spec::{Dtype, Mask};
 
 /// How a kernel uses a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +69,7 @@ impl Variant {
     }
 
     /// Whether queries come normalised, turned and rotated, as rows of f32: from `embed`.
-    fn is_embedded(&self) -> bool {
+    pub(super) fn is_embedded(&self) -> bool {
         self.kernel.attends() && self.spec.rotated()
     }
 
@@ -81,110 +78,9 @@ impl Variant {
         self.pooled && self.kernel.attends() && !self.is_embedded()
     }
 
-    /// How its keys lie in what it reads or writes: of `embed` these are queries.
-    fn k_row(&self) -> (Dtype, RowLayout) {
-        let spec = &self.spec;
-        match self.kernel {
-            Kernel::Embed => (Dtype::F32, RowLayout::of(Dtype::F32, spec.head_dim())),
-            _ => (spec.k_dtype(), spec.k_row()),
-        }
-    }
-
     pub(super) fn native_f16_out(&self) -> bool {
         let writes = self.kernel.attends() || (self.kernel.combines() || self.kernel == Kernel::Merge);
         self.f16 == F16::Native && self.spec.q_dtype() == Dtype::F16 && writes
-    }
-
-    /// Constants of the spec and the tile.
-    pub(super) fn prelude(&self, text: &mut String) {
-        let spec = &self.spec;
-        let (k4, v4) = (row_fours(spec.head_dim()), row_fours(spec.v_head_dim()));
-        let kv_heads = if self.kernel == Kernel::Embed { spec.q_heads() } else { spec.kv_heads() };
-        let (k, v) = (self.k_row(), (spec.v_dtype(), spec.v_row()));
-        // Elements of a row that waits in workgroup memory.
-        let width = match self.kernel {
-            Kernel::CombineRotated => v4 * 4,
-            Kernel::Embed => pitch(k),
-            _ => pitch(k).max(pitch(v)),
-        };
-        let table = TableLayout::of(spec);
-        let rope = spec.rope();
-        // Keys of a word of the packed mask, keys of a tile elsewhere.
-        let keys = match (self.kernel, spec.mask()) {
-            (Kernel::Pack, Mask::Keep) => 32,
-            (Kernel::Pack, _) => 1,
-            _ => self.tile.keys,
-        };
-        let unsigned = [
-            ("HEAD_DIM", spec.head_dim()),
-            ("V_HEAD_DIM", spec.v_head_dim()),
-            ("K4", k4),
-            ("V4", v4),
-            ("WIDTH", width),
-            ("Q_HEADS", spec.q_heads()),
-            ("KV_HEADS", kv_heads),
-            ("GROUP", spec.group()),
-            ("ROWS", self.tile.rows),
-            ("KEYS", keys),
-            ("THREADS", self.tile.threads),
-            ("LANES", self.tile.threads),
-            ("MAX_WORKGROUPS", self.workgroups),
-            ("WHOLE", crate::params::WHOLE),
-            ("MAP_KEYS", MAP_KEYS),
-            ("MAP_TILES", MAP_TILES),
-            ("TABLE4", table.words / 4),
-            ("SINKS_AT", table.sinks),
-            ("SLOPES_AT", table.slopes),
-            ("NO_LIST", NO_LIST),
-            ("LIST_WORDS", LIST_WORDS),
-            ("NORM_AT", if self.kernel == Kernel::Append { table.k_norm } else { table.q_norm }),
-            ("TURNS_AT", table.turns),
-            ("ROPE_FIRST", rope.map_or(0, |r| r.first)),
-            ("ROPE_DIM", rope.map_or(0, |r| r.dim)),
-        ];
-        // Beyond 2^30 a window is as good as none: positions stay below.
-        let window = |keys: Option<u32>| keys.map_or(-1, |keys| keys.min(1 << 30) as i32);
-        let signed =
-            [("WINDOW_LEFT", window(spec.window_left())), ("WINDOW_RIGHT", window(spec.window_right()))];
-        let flags = [
-            ("CAUSAL", spec.causal()),
-            ("ALWAYS_MERGED", spec.rotated()),
-            ("MAPPED", spec.mask().is_dense()),
-            ("NORM", spec.qk_norm().is_some() && !self.is_embedded()),
-            ("INTERLEAVED", rope.is_some_and(|r| r.pairing == crate::rope::Pairing::Interleaved)),
-        ];
-        let log2_e = f64::from(std::f32::consts::LOG2_E);
-        let cap = f64::from(spec.softcap().unwrap_or(1.0));
-        let reals = [
-            ("SCALE_LOG2", spec.scale() * std::f32::consts::LOG2_E),
-            ("SCALE_PER_CAP", (f64::from(spec.scale()) / cap) as f32),
-            ("CAP_LOG2", (cap * log2_e) as f32),
-            ("EPSILON", spec.qk_norm().unwrap_or(0.0)),
-            ("MAGNITUDE", rope.map_or(1.0, |r| r.magnitude()) as f32),
-            ("HIDES", hides(spec.q_dtype())),
-        ];
-        for (nth, dtype) in (0..).zip(Dtype::ALL) {
-            let _ = writeln!(text, "const {}: u32 = {nth}u;", dtype.name().to_uppercase());
-        }
-        for (side, (dtype, row)) in [("K", k), ("V", v)] {
-            for (name, value) in row_constants(dtype, row) {
-                let _ = writeln!(text, "const {side}_{name}: u32 = {value}u;");
-            }
-        }
-        for (name, value) in unsigned {
-            let _ = writeln!(text, "const {name}: u32 = {value}u;");
-        }
-        for (name, value) in signed {
-            let _ = writeln!(text, "const {name}: i32 = {value}i;");
-        }
-        for (name, value) in flags {
-            let _ = writeln!(text, "const {name}: bool = {value};");
-        }
-        for (name, value) in reals {
-            // WGSL leaves subnormal literals open, and has none for infinity.
-            let value = if value.is_subnormal() { 0.0 } else { value.clamp(f32::MIN, f32::MAX) };
-            let _ = writeln!(text, "const {name}: f32 = {value:e}f;");
-        }
     }
 
     /// One implementation of each part contract that the kernel calls.
@@ -428,28 +324,4 @@ impl Variant {
             kernel => kernel.attends() && (q || k || v),
         }
     }
-}
-
-/// Elements that a row of a cache has room for, padding included.
-fn pitch((dtype, row): (Dtype, RowLayout)) -> u32 {
-    row.words * 32 / dtype.bits_per_element()
-}
-
-/// How a row lies in the cache, for `parts/encode_rows.wgsl` and the parts that read it: an invocation writes a unit.
-fn row_constants(dtype: Dtype, row: RowLayout) -> [(&'static str, u32); 7] {
-    let bits = dtype.bits_per_element();
-    let (units, per_unit, block) = match dtype.is_blocked() {
-        true => (row.headers, RowLayout::BLOCK, RowLayout::BLOCK),
-        false => (row.words, 32 / bits, 1),
-    };
-    let format = Dtype::ALL.iter().position(|other| *other == dtype).unwrap_or_default() as u32;
-    [
-        ("FORMAT", format),
-        ("BITS", bits),
-        ("WORDS", row.words),
-        ("UNITS", units),
-        ("PER_UNIT", per_unit),
-        ("BLOCK", block),
-        ("PITCH", pitch((dtype, row))),
-    ]
 }
