@@ -108,11 +108,11 @@ impl GqaAttention {
     /// Writes `k` and `v`, the new tokens of all sequences one behind the other, into `layer` of the cache and attends with `q`.
     ///
     /// `q` is `[tokens, q_heads, head_dim]`, `k` `[tokens, kv_heads, head_dim]`, `v` `[tokens, kv_heads, v_head_dim]`, with any
-    /// strides between tokens and heads, in the spec's `q_dtype`, on the device of the setup; the result is `[tokens, q_heads, v_head_dim]`, dense. Where values
-    /// lie in keys `v` is not read: give the keys again.
+    /// strides between tokens and heads, in the spec's `q_dtype`, on the device of the setup; the result is
+    /// `[tokens, q_heads, v_head_dim]`, dense. Where values lie in keys `v` is not read: give the keys again.
     ///
     /// # Errors
-    /// [`Error::Tensor`] and [`Error::Backend`] for a tensor that does not fit, [`Error::Stale`], and what
+    /// [`Error::Tensor`], [`Error::Backend`] and [`Error::Memory`] for a tensor that does not fit, [`Error::Stale`], and what
     /// [`Attention::append`] and [`Attention::record`] say.
     pub fn forward(
         &self,

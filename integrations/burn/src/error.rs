@@ -21,7 +21,7 @@ pub enum Error {
         /// What Burn said.
         found: String,
     },
-    /// Burn has not computed the tensor, or has it on another backend.
+    /// Burn could not compute the tensor, or another of its runtimes has it.
     #[error("{name}: Burn does not give its memory: {found}")]
     Memory {
         /// Which argument.

@@ -56,7 +56,7 @@ pub(crate) struct Times {
     pub(crate) steps: usize,
     /// What the cache says of itself when the first answer ends.
     pub(crate) cache: String,
-    /// Attention alone, over all layers, of the last step with most sequences.
+    /// Attention alone, over all layers, of the sequences that run when the first answer ends.
     pub(crate) attention: Duration,
 }
 
