@@ -1,0 +1,179 @@
+//! Tables for a terminal.
+
+use std::fmt::Write as _;
+
+use crate::mix::Mix;
+use crate::row::Row;
+
+/// What the columns mean, and what they do not.
+const NOTES: &str = "\
+waves: subgroups per SIMD. latency, inverse: cycles of a wave alone and of 64 invocations on a full SIMD, by the compiler's model of the
+GPU, in which every loop runs 8 times (4 times inside another): no measurement. /kFMA: inverse per 1,000 multiply-adds in the code;
+/kuse: per 1,000 that the problem needs; a GPU that did nothing else would need about 31 (GCN: 62). Instructions are counted as often as
+the model runs them, in % of all; fma to special are part of valu.
+";
+
+const DOUBTFUL: &str = "\
+! a loop inside the loop over tiles is not unrolled (or work is repeated): the code's multiplications, as the model counts, are more than
+  25 % away from the tile's. /kuse is then not to be trusted; /kFMA is.
+";
+
+/// One block of two tables for each family, in the order of the rows.
+pub(crate) fn tables(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for block in rows.chunk_by(|a, b| a.family == b.family) {
+        let first = &block[0];
+        let _ = writeln!(text, "{} ({})\n", first.family, first.driver);
+        text += &aligned(&figures(block));
+        text.push('\n');
+        text += &aligned(&instructions(block));
+        text.push('\n');
+    }
+    text += NOTES;
+    if rows.iter().any(Row::is_doubtful) {
+        text += DOUBTFUL;
+    }
+    text
+}
+
+fn figures(rows: &[Row]) -> Vec<Vec<String>> {
+    let heads = [
+        "kernel, spec",
+        "tile",
+        "wave",
+        "vgpr",
+        "sgpr",
+        "spill v/s",
+        "scratch",
+        "lds",
+        "waves",
+        "code",
+        "latency",
+        "inverse",
+        "/kFMA",
+        "/kuse",
+    ];
+    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    for row in rows {
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}"));
+        let mark = if row.is_doubtful() { "!" } else { "" };
+        lines.push(vec![
+            row.name.clone(),
+            format!("{}x{}/{}", row.rows, row.keys, row.threads),
+            row.wave.to_string(),
+            row.vgprs.to_string(),
+            row.sgprs.to_string(),
+            format!("{}/{}", row.spilled_vgprs, row.spilled_sgprs),
+            row.scratch.to_string(),
+            row.lds.to_string(),
+            row.subgroups.to_string(),
+            row.code.to_string(),
+            row.latency.to_string(),
+            row.inverse.to_string(),
+            number(row.per_fma),
+            format!("{}{mark}", number(row.useful)),
+        ]);
+    }
+    lines
+}
+
+fn instructions(rows: &[Row]) -> Vec<Vec<String>> {
+    let heads = [
+        "instructions",
+        "in code",
+        "run",
+        "valu",
+        "fma",
+        "mul",
+        "convert",
+        "select",
+        "copy",
+        "integer",
+        "special",
+        "salu",
+        "smem",
+        "loads",
+        "stores",
+        "lds",
+        "waits",
+        "barriers",
+        "branches",
+    ];
+    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    for row in rows {
+        let (all, mix) = (total(&row.weighted).max(1.0), &row.weighted);
+        let parts = [
+            mix.valu,
+            mix.fma,
+            mix.mul,
+            mix.convert,
+            mix.select,
+            mix.copy,
+            mix.integer,
+            mix.special,
+            mix.salu,
+            mix.smem,
+            mix.loads,
+            mix.stores,
+            mix.lds,
+            mix.waits,
+            mix.barriers,
+            mix.branches,
+        ];
+        let mut line = vec![row.name.clone(), format!("{:.0}", total(&row.mix)), format!("{all:.0}")];
+        line.extend(parts.map(|part| format!("{:.1}", 100.0 * part / all)));
+        lines.push(line);
+    }
+    lines
+}
+
+fn total(mix: &Mix) -> f64 {
+    mix.valu
+        + mix.salu
+        + mix.smem
+        + mix.loads
+        + mix.stores
+        + mix.lds
+        + mix.waits
+        + mix.barriers
+        + mix.branches
+}
+
+/// Columns as wide as their widest cell: the first to the left, the others to the right.
+fn aligned(lines: &[Vec<String>]) -> String {
+    let columns = lines.first().map_or(0, Vec::len);
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            let _ =
+                if column == 0 { write!(text, "{cell:width$}") } else { write!(text, "  {cell:>width$}") };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_doubtful_is_marked() {
+        let row =
+            Row { family: "navi21".into(), name: "decode d64".into(), useful: Some(60.4), ..Row::default() };
+        let sound = Row { agreement: Some(0.9), ..row.clone() };
+        let doubtful = Row { agreement: Some(2.0), ..row };
+        assert!(!tables(std::slice::from_ref(&sound)).contains("60!"));
+        let text = tables(&[sound, doubtful]);
+        assert!(text.contains("60!") && text.contains(DOUBTFUL));
+        assert_eq!(text.matches("navi21").count(), 1);
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let cells = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
+        assert_eq!(aligned(&[cells("kernel", "lds"), cells("a", "24064")]), "kernel    lds\na       24064\n");
+    }
+}
