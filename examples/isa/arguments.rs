@@ -13,9 +13,9 @@ Usage: cargo xtask isa [OPTIONS]
   --filter TEXT       Only variants with every word of TEXT in their name; again for more
   --format FORMAT     table (default), or json: an object for each variant and line
   --disassembly DIR   Also write each variant's instructions (.s) and ACO's text with its blocks (.aco) into DIR
-  --check             Compare with examples/isa/budget.json; 1 is the exit code where a variant spills vector registers,
-                      holds fewer waves than it did, or is not in the budget
-  --bless             Write what is found into the budget
+  --check             Instead of tables: compare with examples/isa/budget.json; 1 is the exit code where a variant spills vector registers,
+                      has arrays in memory, holds fewer waves than it did, or is not in the budget
+  --bless             Instead of tables: write what is found into the budget
   --help              Print this
 
 It links the kernels that gqa plans for some twenty specs, translates them as wgpu does, and compiles them on RADV's null device: no GPU

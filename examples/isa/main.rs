@@ -139,7 +139,7 @@ fn judge(arguments: &Arguments, rows: &[Row]) -> Result<u8> {
         let mut budget = Budget::read().unwrap_or_default();
         budget.bless(rows, arguments.is_whole());
         std::fs::write(budget::path(), budget.text())?;
-        println!("{} variants and families in {}", rows.len(), budget::path().display());
+        eprintln!("isa: {} kernels (variants times families) in {}", rows.len(), budget::path().display());
     }
     if !arguments.check {
         return Ok(0);
@@ -152,7 +152,7 @@ fn judge(arguments: &Arguments, rows: &[Row]) -> Result<u8> {
         eprintln!("isa: {message}");
     }
     if wrong.is_empty() {
-        println!("{} variants and families are within the budget", rows.len());
+        eprintln!("isa: {} kernels (variants times families) are within the budget", rows.len());
     }
     Ok(u8::from(!wrong.is_empty()))
 }

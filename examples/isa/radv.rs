@@ -37,7 +37,7 @@ impl Compiled {
 pub(crate) struct Radv {
     device: ash::Device,
     executables: khr::pipeline_executable_properties::Device,
-    /// Its version: `Mesa 25.0.7`.
+    /// Its version, without what the distribution adds: `Mesa 25.0.7`.
     pub(crate) driver: String,
     /// What wgpu would report of it.
     pub(crate) caps: Caps,
@@ -66,6 +66,7 @@ impl Radv {
             }
         }
         let (physical, driver) = found.ok_or("no device of RADV is there")?;
+        let driver = driver.split('-').next().unwrap_or_default().trim().to_owned();
         let caps = caps(&instance, physical);
         let device = create_device(&instance, physical)?;
         let executables = khr::pipeline_executable_properties::Device::new(&instance, &device);

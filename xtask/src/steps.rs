@@ -21,7 +21,7 @@ pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
     }
     let mut rows = Vec::new();
     let mut failed = 0;
-    for mut step in steps(quick, arguments) {
+    for mut step in steps(quick, arguments)? {
         if failed != 0 {
             rows.push((step.name, "not run".to_string(), String::new()));
             continue;
@@ -41,7 +41,7 @@ pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
 
 const ADAPTERS: &str = "adapters";
 
-fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
+fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
     let mut documentation =
         step("documentation", &["doc", "--no-deps", "--package", "gqa", "--package", "gqa-burn"]);
@@ -53,14 +53,18 @@ fn steps(quick: bool, arguments: &[String]) -> Vec<Step> {
         step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         documentation,
         Step { name: ADAPTERS, command: setup::gqa(&["info"]) },
-        tests,
     ];
+    // Only Linux has RADV.
+    if cfg!(target_os = "linux") {
+        steps.push(Step { name: "isa", command: process::xtask(&["isa", "--check"])? });
+    }
+    steps.push(tests);
     if !quick {
         let command =
             setup::gqa(&["verify", "--adapter", "all", "--seed", "9600", "--count", "500", "--laws", "0"]);
         steps.push(Step { name: "verify", command });
     }
-    steps
+    Ok(steps)
 }
 
 /// A minimal Rust lacks rustfmt and clippy: rustup adds them without root.
@@ -106,15 +110,23 @@ mod tests {
 
     #[test]
     fn quick_leaves_out_verify_only() {
-        let names = |quick| steps(quick, &[]).iter().map(|s| s.name).collect::<Vec<_>>();
+        let names = |quick| steps(quick, &[]).unwrap().iter().map(|s| s.name).collect::<Vec<_>>();
         let all = names(false);
         assert_eq!(all.last(), Some(&"verify"));
         assert_eq!(names(true), all[..all.len() - 1]);
     }
 
     #[test]
+    fn code_is_judged_before_it_is_run() {
+        let names: Vec<_> = steps(true, &[]).unwrap().iter().map(|s| s.name).collect();
+        let at = |name| names.iter().position(|n| *n == name);
+        assert_eq!(at("isa").is_some(), cfg!(target_os = "linux"));
+        assert!(at("isa") < at("tests"));
+    }
+
+    #[test]
     fn arguments_reach_cargo_test() {
-        let steps = steps(true, &["decode".to_string()]);
+        let steps = steps(true, &["decode".to_string()]).unwrap();
         let tests = steps.iter().find(|s| s.name == "tests").unwrap();
         let words: Vec<_> = tests.command.get_args().collect();
         assert_eq!(words, ["test", "--release", "--workspace", "decode"]);

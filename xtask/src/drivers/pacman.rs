@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{archives, work};
 use crate::process;
 
-const PACKAGES: [&str; 4] = ["vulkan-swrast", "vulkan-icd-loader", "mesa", "libglvnd"];
+const PACKAGES: [&str; 5] = ["vulkan-swrast", "vulkan-radeon", "vulkan-icd-loader", "mesa", "libglvnd"];
 
 /// Downloads the packages and those of their dependencies that the machine lacks.
 pub(super) fn fetch(folder: &Path) -> Result<Vec<PathBuf>, String> {
