@@ -12,6 +12,7 @@ Usage: cargo xtask isa [OPTIONS]
                       Any other name that RADV_FORCE_FAMILY takes works, too
   --filter TEXT       Only variants with every word of TEXT in their name; again for more
   --format FORMAT     table (default), or json: an object for each variant and line
+  --loops             Also a table of loops: the instructions of one round of each, without the loops inside it
   --disassembly DIR   Also write each variant's instructions (.s) and ACO's text with its blocks (.aco) into DIR
   --check             Instead of tables: compare with examples/isa/budget.json; 1 is the exit code where a variant spills vector registers,
                       has arrays in memory, holds fewer waves than it did, or is not in the budget
@@ -23,7 +24,7 @@ is used, nothing runs. Registers, workgroup memory and waves are facts. Latency 
 guessed trip counts and no cache: good for comparing two forms of one kernel, not for milliseconds.
 
 Examples:
-  cargo xtask isa --family navi31 --filter 'decode d128-g4'
+  cargo xtask isa --family navi31 --filter 'decode d128-g4' --loops
   cargo xtask isa --family navi31 --filter 'prefill d128-g4-f16' --disassembly target/isa
 
 Exit codes: 0 good, 1 over budget or failed, 2 wrong usage, 4 no RADV.
@@ -38,6 +39,8 @@ pub(crate) struct Arguments {
     pub(crate) filters: Vec<String>,
     /// JSON instead of tables.
     pub(crate) json: bool,
+    /// A table of loops.
+    pub(crate) loops: bool,
     /// Where texts go.
     pub(crate) disassembly: Option<PathBuf>,
     /// Compare with the budget.
@@ -71,6 +74,7 @@ impl Arguments {
                     }
                 }
                 "--disassembly" => arguments.disassembly = Some(value()?.into()),
+                "--loops" => arguments.loops = true,
                 "--check" => arguments.check = true,
                 "--bless" => arguments.bless = true,
                 "--child" => arguments.child = true,

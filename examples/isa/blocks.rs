@@ -39,6 +39,56 @@ pub(crate) fn weights(ir: &str) -> HashMap<usize, f64> {
     weights
 }
 
+/// A loop of the code.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Loop {
+    /// Its first block.
+    pub(crate) header: usize,
+    /// Loops around it, itself included.
+    pub(crate) depth: u32,
+    /// How often each block of the text runs in one round of it: 0 for what lies outside, or in a loop inside.
+    pub(crate) shares: HashMap<usize, f64>,
+}
+
+/// The loops in the order of their headers.
+pub(crate) fn loops(ir: &str) -> Vec<Loop> {
+    let (blocks, weights) = (parse(ir), weights(ir));
+    let mut open: Vec<usize> = Vec::new();
+    let mut loops: Vec<Loop> = Vec::new();
+    for (at, block) in blocks.iter().enumerate() {
+        if block.is("loop-exit") {
+            open.pop();
+        }
+        if block.is("loop-header") {
+            open.push(loops.len());
+            let shares = (0..blocks.len()).map(|block| (block, 0.0)).collect();
+            loops.push(Loop { header: at, depth: open.len() as u32, shares });
+        }
+        if let Some(inner) = open.last().and_then(|nth| loops.get_mut(*nth)) {
+            inner.shares.insert(at, weights[&at] / weights[&inner.header]);
+        }
+    }
+    loops
+}
+
+/// The number of the block that a line labels: `BB7` or `BB7:`.
+pub(crate) fn label(line: &str) -> Option<usize> {
+    line.strip_prefix("BB")?.trim_end_matches(':').parse().ok()
+}
+
+/// The text with the weight of each block behind its label.
+pub(crate) fn annotated(text: &str, weights: &HashMap<usize, f64>) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        out += line;
+        if let Some(weight) = label(line).and_then(|block| weights.get(&block)) {
+            out += &format!(" ; runs x {weight}");
+        }
+        out.push('\n');
+    }
+    out
+}
+
 fn side(pred: &Block) -> bool {
     pred.is("branch") || pred.is("invert")
 }
@@ -124,8 +174,8 @@ fn parse(ir: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut number = None;
     for line in ir.lines() {
-        if let Some(digits) = line.strip_prefix("BB") {
-            number = digits.trim_end_matches(':').parse::<usize>().ok();
+        if let Some(found) = label(line) {
+            number = Some(found);
         } else if let (Some(at), Some(head)) = (number, line.strip_prefix("/* logical preds:")) {
             let (logical, rest) = head.split_once("/ linear preds:").unwrap_or((head, ""));
             let (linear, kinds) = rest.split_once("/ kind:").unwrap_or((rest, ""));
@@ -194,6 +244,25 @@ BB12
         assert_eq!((of(0), of(1), of(2), of(3)), (1.0, 8.0, 4.0, 4.0));
         assert_eq!((of(4), of(5), of(6), of(7), of(8), of(9)), (8.0, 6.0, 2.0, 8.0, 6.0, 8.0));
         assert_eq!((of(10), of(11), of(12)), (32.0, 8.0, 1.0));
+    }
+
+    #[test]
+    fn loops_have_their_own_blocks() {
+        let loops = loops(IR);
+        let heads: Vec<_> = loops.iter().map(|l| (l.header, l.depth)).collect();
+        assert_eq!(heads, [(1, 1), (10, 2)]);
+        let share = |nth: usize, block| loops[nth].shares[&block];
+        assert_eq!(
+            (share(0, 0), share(0, 1), share(0, 5), share(0, 10), share(0, 11)),
+            (0.0, 1.0, 0.75, 0.0, 1.0)
+        );
+        assert_eq!((share(1, 9), share(1, 10), share(1, 11)), (0.0, 1.0, 0.0));
+    }
+
+    #[test]
+    fn labels_get_their_weights() {
+        let text = annotated("BB3:\n\ts_nop 0\nBB10\n", &weights(IR));
+        assert_eq!(text, "BB3: ; runs x 4\n\ts_nop 0\nBB10 ; runs x 32\n");
     }
 
     #[test]

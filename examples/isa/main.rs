@@ -69,8 +69,10 @@ fn child(arguments: &Arguments) -> Result<u8> {
 fn write(folder: &Path, name: &str, compiled: &Compiled) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let name = name.replace(' ', "-");
-    std::fs::write(folder.join(format!("{name}.s")), compiled.text("Assembly"))?;
-    std::fs::write(folder.join(format!("{name}.aco")), compiled.text("ACO IR"))?;
+    let ir = compiled.text("ACO IR");
+    let assembly = blocks::annotated(compiled.text("Assembly"), &blocks::weights(ir));
+    std::fs::write(folder.join(format!("{name}.s")), assembly)?;
+    std::fs::write(folder.join(format!("{name}.aco")), ir)?;
     Ok(())
 }
 
@@ -107,7 +109,7 @@ fn parent(arguments: &Arguments) -> Result<u8> {
             println!("{}", serde_json::to_string(row)?);
         }
     } else if !(arguments.check || arguments.bless) {
-        print!("{}", report::tables(&rows));
+        print!("{}", report::tables(&rows, arguments.loops));
     }
     judge(arguments, &rows)
 }

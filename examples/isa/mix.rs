@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::label;
+
 /// Instructions by what they cost. A kind inside VALU counts there, too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Mix {
@@ -50,7 +52,7 @@ pub(crate) fn count(text: &str, wave: u32, weights: &HashMap<usize, f64>) -> Mix
     let mut mix = Mix::default();
     let mut weight = weights.get(&0).copied().unwrap_or(1.0);
     for line in text.lines() {
-        if let Some(number) = line.strip_prefix("BB").and_then(|l| l.trim_end_matches(':').parse().ok()) {
+        if let Some(number) = label(line) {
             weight = weights.get(&number).copied().unwrap_or(1.0);
             continue;
         }

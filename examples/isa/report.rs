@@ -19,7 +19,7 @@ const DOUBTFUL: &str = "\
 ";
 
 /// One block of two tables for each family, in the order of the rows.
-pub(crate) fn tables(rows: &[Row]) -> String {
+pub(crate) fn tables(rows: &[Row], with_loops: bool) -> String {
     let mut text = String::new();
     for block in rows.chunk_by(|a, b| a.family == b.family) {
         let first = &block[0];
@@ -28,6 +28,10 @@ pub(crate) fn tables(rows: &[Row]) -> String {
         text.push('\n');
         text += &aligned(&instructions(block));
         text.push('\n');
+        if with_loops {
+            text += &aligned(&loops(block));
+            text.push('\n');
+        }
     }
     text += NOTES;
     if rows.iter().any(Row::is_doubtful) {
@@ -77,51 +81,53 @@ fn figures(rows: &[Row]) -> Vec<Vec<String>> {
     lines
 }
 
+/// Names of the kinds of instructions, in the order of [`kinds`].
+const KINDS: [&str; 16] = [
+    "valu", "fma", "mul", "convert", "select", "copy", "integer", "special", "salu", "smem", "loads",
+    "stores", "lds", "waits", "barriers", "branches",
+];
+
+fn kinds(mix: &Mix) -> [f64; 16] {
+    [
+        mix.valu,
+        mix.fma,
+        mix.mul,
+        mix.convert,
+        mix.select,
+        mix.copy,
+        mix.integer,
+        mix.special,
+        mix.salu,
+        mix.smem,
+        mix.loads,
+        mix.stores,
+        mix.lds,
+        mix.waits,
+        mix.barriers,
+        mix.branches,
+    ]
+}
+
+fn heads(first: &[&str]) -> Vec<String> {
+    first.iter().chain(&KINDS).map(|head| (*head).to_owned()).collect()
+}
+
 fn instructions(rows: &[Row]) -> Vec<Vec<String>> {
-    let heads = [
-        "instructions",
-        "in code",
-        "run",
-        "valu",
-        "fma",
-        "mul",
-        "convert",
-        "select",
-        "copy",
-        "integer",
-        "special",
-        "salu",
-        "smem",
-        "loads",
-        "stores",
-        "lds",
-        "waits",
-        "barriers",
-        "branches",
-    ];
-    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    let mut lines = vec![heads(&["instructions", "in code", "run"])];
     for row in rows {
-        let (all, mix) = (total(&row.weighted).max(1.0), &row.weighted);
-        let parts = [
-            mix.valu,
-            mix.fma,
-            mix.mul,
-            mix.convert,
-            mix.select,
-            mix.copy,
-            mix.integer,
-            mix.special,
-            mix.salu,
-            mix.smem,
-            mix.loads,
-            mix.stores,
-            mix.lds,
-            mix.waits,
-            mix.barriers,
-            mix.branches,
-        ];
+        let all = total(&row.weighted).max(1.0);
         let mut line = vec![row.name.clone(), format!("{:.0}", total(&row.mix)), format!("{all:.0}")];
-        line.extend(parts.map(|part| format!("{:.1}", 100.0 * part / all)));
+        line.extend(kinds(&row.weighted).map(|part| format!("{:.1}", 100.0 * part / all)));
+        lines.push(line);
+    }
+    lines
+}
+
+fn loops(rows: &[Row]) -> Vec<Vec<String>> {
+    let mut lines = vec![heads(&["one round of a loop", "block", "depth"])];
+    for (row, of) in rows.iter().flat_map(|row| row.loops.iter().map(move |of| (row, of))) {
+        let mut line = vec![row.name.clone(), format!("BB{}", of.block), of.depth.to_string()];
+        line.extend(kinds(&of.mix).map(|part| format!("{part:.0}")));
         lines.push(line);
     }
     lines
@@ -165,8 +171,8 @@ mod tests {
             Row { family: "navi21".into(), name: "decode d64".into(), useful: Some(60.4), ..Row::default() };
         let sound = Row { agreement: Some(0.9), ..row.clone() };
         let doubtful = Row { agreement: Some(2.0), ..row };
-        assert!(!tables(std::slice::from_ref(&sound)).contains("60!"));
-        let text = tables(&[sound, doubtful]);
+        assert!(!tables(std::slice::from_ref(&sound), true).contains("60!"));
+        let text = tables(&[sound, doubtful], false);
         assert!(text.contains("60!") && text.contains(DOUBTFUL));
         assert_eq!(text.matches("navi21").count(), 1);
     }

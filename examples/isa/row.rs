@@ -3,7 +3,7 @@
 use gqa::shader::Tile;
 use serde::{Deserialize, Serialize};
 
-use crate::blocks::weights;
+use crate::blocks::{loops, weights};
 use crate::mix::{Mix, count};
 use crate::radv::{Compiled, Result};
 use crate::specs::Candidate;
@@ -55,6 +55,19 @@ pub(crate) struct Row {
     pub(crate) mix: Mix,
     /// Instructions, each as often as the compiler guesses that it runs.
     pub(crate) weighted: Mix,
+    /// The loops, in the order of the code.
+    pub(crate) loops: Vec<LoopRow>,
+}
+
+/// One round of a loop, without the loops inside it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LoopRow {
+    /// Number of its first block, as in the disassembly.
+    pub(crate) block: usize,
+    /// Loops around it, itself included.
+    pub(crate) depth: u32,
+    /// Its instructions.
+    pub(crate) mix: Mix,
 }
 
 /// How far the two counts of multiplications may be apart.
@@ -67,7 +80,13 @@ impl Row {
         let Tile { rows, keys, threads } = candidate.variant.tile;
         // Without a disassembler for the family RADV gives its own text of the same instructions.
         let (wave, assembly) = (compiled.wave, compiled.text("Assembly"));
-        let weights = weights(compiled.text("ACO IR"));
+        let ir = compiled.text("ACO IR");
+        let weights = weights(ir);
+        let loops = loops(ir).into_iter().map(|l| LoopRow {
+            block: l.header,
+            depth: l.depth,
+            mix: count(assembly, wave, &l.shares),
+        });
         let weighted = count(assembly, wave, &weights);
         let inverse = get("Inverse Throughput")?;
         let per = |multiply_adds: f64| (multiply_adds > 0.0).then(|| 1000.0 * inverse as f64 / multiply_adds);
@@ -93,6 +112,7 @@ impl Row {
             agreement: needed.map(|needed| weighted.multiplies * 64.0 / needed),
             mix: count(assembly, wave, &Default::default()),
             weighted,
+            loops: loops.collect(),
             ..Self::default()
         })
     }
