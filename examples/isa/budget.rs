@@ -142,7 +142,7 @@ mod tests {
         let mut budget = Budget::default();
         budget.bless(&[row("navi21", "decode d64", 8)], true);
         let spills = Row { spilled_vgprs: 3, scratch: 64, ..row("navi21", "decode d64", 7) };
-        let (wrong, _) = budget.check(&[spills.clone()]);
+        let (wrong, _) = budget.check(std::slice::from_ref(&spills));
         assert_eq!(wrong[0], "decode d64 on navi21 spills 3 vector registers, the budget is 0");
         assert_eq!(wrong[1], "decode d64 on navi21 has 64 bytes in memory, the budget is 0");
         assert_eq!(wrong[2], "decode d64 on navi21 runs with 7 subgroups per SIMD, the budget is 8");

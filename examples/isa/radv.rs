@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use ash::{khr, vk};
+use ash::{ext, khr, vk};
 use gqa::Caps;
 use gqa::shader::{Access, Variant};
 
@@ -217,10 +217,14 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Caps {
 /// A device with what wgpu asks for on behalf of the kernels, and with the extension that tells of pipelines.
 fn create_device(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<ash::Device> {
     let queues = [vk::DeviceQueueCreateInfo::default().queue_priorities(&[1.0])];
-    let extensions = [khr::pipeline_executable_properties::NAME.as_ptr()];
+    let extensions = [khr::pipeline_executable_properties::NAME.as_ptr(), ext::robustness2::NAME.as_ptr()];
     let mut executable =
         vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
-    let core = vk::PhysicalDeviceFeatures::default().shader_int16(true);
+    // wgpu asks for robustness whatever a shader is trusted with, and the compiler joins fewer loads under it.
+    let core = vk::PhysicalDeviceFeatures::default().robust_buffer_access(true).shader_int16(true);
+    let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default()
+        .robust_buffer_access2(true)
+        .robust_image_access2(true);
     let mut v11 = vk::PhysicalDeviceVulkan11Features::default()
         .storage_buffer16_bit_access(true)
         .uniform_and_storage_buffer16_bit_access(true);
@@ -239,6 +243,7 @@ fn create_device(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Resu
         .enabled_extension_names(&extensions)
         .enabled_features(&core)
         .push_next(&mut executable)
+        .push_next(&mut robust)
         .push_next(&mut v11)
         .push_next(&mut v12)
         .push_next(&mut v13);

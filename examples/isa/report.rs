@@ -7,15 +7,16 @@ use crate::row::Row;
 
 /// What the columns mean, and what they do not.
 const NOTES: &str = "\
-waves: subgroups per SIMD. latency, inverse: cycles of a wave alone and of 64 invocations on a full SIMD, by the compiler's model of the
-GPU, in which every loop runs 8 times (4 times inside another): no measurement. /kFMA: inverse per 1,000 multiply-adds in the code;
-/kuse: per 1,000 that the problem needs; a GPU that did nothing else would need about 31 (GCN: 62). Instructions are counted as often as
-the model runs them, in % of all; fma to special are part of valu.
+waves: subgroups per SIMD as RADV counts (on RDNA its model has half as many of 64 lanes). latency: cycles of a wave alone; inverse: cycles for
+64 invocations on a full SIMD, the larger of its busiest unit's and of latency over waves. Both are the compiler's model, in which every
+loop runs 8 times (4 times inside another): no measurement. /kFMA: inverse per 1,000 multiply-adds in the code; /kuse: per 1,000 that the
+problem needs; nothing but multiply-adds would be about 31 (GCN: 62). Instructions are counted as often as the model runs them, in % of all;
+fma to special are part of valu.
 ";
 
 const DOUBTFUL: &str = "\
 ! a loop inside the loop over tiles is not unrolled (or work is repeated): the code's multiplications, as the model counts, are more than
-  25 % away from the tile's. /kuse is then not to be trusted; /kFMA is.
+  25 % away from the tile's. /kuse is then not to be trusted; /kFMA is less wrong.
 ";
 
 /// One block of two tables for each family, in the order of the rows.
