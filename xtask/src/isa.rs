@@ -10,17 +10,21 @@ const NO_RADV: u8 = 4;
 
 /// Runs the example on RADV's manifest.
 pub(crate) fn isa(arguments: &[String]) -> Result<u8, String> {
+    let mut command =
+        process::cargo(&["run", "--release", "--quiet", "--package", "gqa", "--example", "isa", "--"]);
+    command.args(arguments);
+    // Help needs no driver.
+    if arguments.iter().any(|a| a == "--help" || a == "-h") {
+        return process::run(&mut command);
+    }
     setup::software_drivers(false);
     let found = manifest(&environment::folder(), &environment::SYSTEM_VULKAN.map(Path::new));
     let Some(manifest) = found else {
         eprintln!("{}", missing());
         return Ok(NO_RADV);
     };
-    let mut command =
-        process::cargo(&["run", "--release", "--quiet", "--package", "gqa", "--example", "isa", "--"]);
     // For this child only: elsewhere drivers that run something come first.
-    command.args(arguments).env("VK_DRIVER_FILES", manifest);
-    process::run(&mut command)
+    process::run(command.env("VK_DRIVER_FILES", manifest))
 }
 
 /// RADV's manifest: of the unpacked drivers, unless they are off, else of the system's.
