@@ -3,13 +3,17 @@
 use super::Sampler;
 use crate::verify::Gpu;
 
-/// The two lines of a roofline.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+/// The two lines of a roofline, and the kernels that reached them.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Ceilings {
     /// Bytes per second of a streaming read.
     pub read_bytes_per_s: f64,
     /// Operations per second of fused multiply-adds, two each.
     pub fma_flops_per_s: f64,
+    /// The kernel that read fastest: elements, threads of a workgroup, bytes.
+    pub read_kernel: String,
+    /// The kernel that computed fastest: elements, how it writes a multiply-add, threads of a workgroup.
+    pub fma_kernel: String,
 }
 
 /// Bytes that the read kernels stream: what a layer's cache takes at a few thousand tokens, and on GPUs more than their own
@@ -33,19 +37,25 @@ pub struct CeilingSamplers<'a> {
 }
 
 struct Candidate<'a> {
+    name: String,
     /// Bytes or operations of one repetition.
     work: f64,
     sampler: Sampler<'a>,
+    /// The highest rate that was the median of a race or group.
+    best: f64,
 }
 
 impl Candidate<'_> {
-    fn rate(&self) -> f64 {
-        self.work / self.sampler.result().0
+    /// Ends a race or group: its median counts.
+    fn close(&mut self) -> f64 {
+        let rate = self.work / self.sampler.take().median_s;
+        self.best = self.best.max(rate);
+        rate
     }
 }
 
 impl<'a> CeilingSamplers<'a> {
-    /// Tries every ceiling kernel once and keeps the fastest.
+    /// Tries every ceiling kernel, 24 that read and 18 that compute, and keeps the fastest.
     ///
     /// # Errors
     /// When the device is lost.
@@ -59,7 +69,8 @@ impl<'a> CeilingSamplers<'a> {
                 let constants = [("THREADS", threads), ("STEPS", READ_STEPS)];
                 let text = prelude(element, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
                 if workgroups <= u64::from(gpu.caps.workgroups) {
-                    read.push(candidate(gpu, &text, &zeros, (workgroups as u32, size))?);
+                    let name = format!("{element}, {threads} threads, {} MiB", size >> 20);
+                    read.push(candidate(gpu, (name, &text), &zeros, (workgroups as u32, size))?);
                 }
             }
         }
@@ -76,12 +87,18 @@ impl<'a> CeilingSamplers<'a> {
                     )
                     + include_str!("../../shaders/ceiling_fma.wgsl");
                 let flops = 2 * lanes * CHAIN_FMAS * threads * FMA_STEPS * u64::from(workgroups);
-                fma.push(candidate(gpu, &text, &zeros, (workgroups, flops))?);
+                let name = format!("{element}, {mad}, {threads} threads");
+                fma.push(candidate(gpu, (name, &text), &zeros, (workgroups, flops))?);
             }
         }
         for candidates in [&mut read, &mut fma] {
-            candidates.sort_by(|a, b| b.rate().total_cmp(&a.rate()));
+            for candidate in candidates.iter_mut() {
+                candidate.close();
+            }
+            candidates.sort_by(|a, b| b.best.total_cmp(&a.best));
             candidates.truncate(FINALISTS);
+            // One sample is good for choosing only.
+            candidates.iter_mut().for_each(|candidate| candidate.best = 0.0);
         }
         Ok(Self { read, fma })
     }
@@ -94,10 +111,21 @@ impl<'a> CeilingSamplers<'a> {
         self.read.iter_mut().chain(&mut self.fma).try_for_each(|candidate| candidate.sampler.sample())
     }
 
-    /// The best median of either kind.
+    /// Ends a group of measurements and gives its own best medians, of reads and of multiply-adds.
+    pub fn close_group(&mut self) -> [f64; 2] {
+        [&mut self.read, &mut self.fma]
+            .map(|candidates| candidates.iter_mut().map(Candidate::close).fold(0.0, f64::max))
+    }
+
+    /// The best median of either kind over all groups that were closed.
     pub fn result(&self) -> Ceilings {
-        let best = |candidates: &[Candidate<'_>]| candidates.iter().map(Candidate::rate).fold(0.0, f64::max);
-        Ceilings { read_bytes_per_s: best(&self.read), fma_flops_per_s: best(&self.fma) }
+        let best = |candidates: &[Candidate<'_>]| {
+            let best = candidates.iter().max_by(|a, b| a.best.total_cmp(&b.best));
+            best.map_or((f64::NAN, String::new()), |c| (c.best, c.name.clone()))
+        };
+        let [(read_bytes_per_s, read_kernel), (fma_flops_per_s, fma_kernel)] =
+            [best(&self.read), best(&self.fma)];
+        Ceilings { read_bytes_per_s, fma_flops_per_s, read_kernel, fma_kernel }
     }
 }
 
@@ -118,7 +146,7 @@ fn prelude(element: &str, constants: &[(&str, u64)]) -> String {
 /// A ceiling kernel over `source`, compiled and sampled once.
 fn candidate<'a>(
     gpu: &'a Gpu,
-    text: &str,
+    (name, text): (String, &str),
     source: &wgpu::Buffer,
     (workgroups, work): (u32, u64),
 ) -> Result<Candidate<'a>, String> {
@@ -155,5 +183,5 @@ fn candidate<'a>(
     };
     let mut sampler = Sampler::new(gpu, Box::new(record), 0.02)?;
     sampler.sample()?;
-    Ok(Candidate { work: work as f64, sampler })
+    Ok(Candidate { name, work: work as f64, sampler, best: 0.0 })
 }

