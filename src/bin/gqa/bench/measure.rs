@@ -8,7 +8,7 @@ use gqa::verify::{Gpu, Runner, Setup, check, random_problem_of};
 use gqa::{Attention, AttentionSpec, Options};
 
 use super::progress::Progress;
-use super::sets::{Group, Set, samples_for};
+use super::sets::{Group, Section, Set, samples_for};
 use crate::Failure;
 
 /// Seconds that one sample should take at least.
@@ -88,6 +88,10 @@ pub(super) fn measure(gpu: &Gpu, set: &Set, samples: Samples) -> Result<Measured
     }
     let ceilings = run.ceilings.result();
     rows.iter_mut().for_each(|row| row.compare_to(&ceilings));
+    // Contexts that did not fit into one group are read in one list.
+    let section = |row: &Row| Section::ALL.iter().position(|section| section.name() == row.section);
+    let context = |row: &Row| if row.section == Section::Context.name() { row.kv_len } else { 0 };
+    rows.sort_by_key(|row| (section(row), context(row)));
     Ok(Measured { ceilings, groups, rows, left_out: run.left_out })
 }
 

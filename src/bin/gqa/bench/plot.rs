@@ -13,9 +13,9 @@ use super::sets::Section;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Colours of the numbers of KV heads, most first: distinct in grey and to colour-blind eyes.
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(0, 90, 160), RGBColor(210, 95, 0), RGBColor(0, 130, 90), RGBColor(120, 60, 140)];
+/// Colours of MHA, GQA and MQA in both charts: distinct in grey and to colour-blind eyes.
+const KINDS: [(&str, RGBColor); 3] =
+    [("MHA", RGBColor(0, 90, 160)), ("GQA", RGBColor(210, 95, 0)), ("MQA", RGBColor(0, 130, 90))];
 /// Pixels of the line in which a chart says what is what: above its data, which it so never covers.
 const LEGEND: u32 = 34;
 const FONT: &str = "sans-serif";
@@ -43,15 +43,15 @@ fn series<'a>(rows: &[&'a Row]) -> Series<'a> {
     heads.sort_unstable_by_key(|heads| (std::cmp::Reverse(heads.1), heads.0));
     heads.dedup();
     let of = |heads| rows.iter().copied().filter(|r| (r.q_heads, r.kv_heads) == heads).collect();
-    let named = |(i, (q_heads, kv_heads)): (usize, (u32, u32))| {
-        let kind = match kv_heads {
-            _ if q_heads == kv_heads => "MHA",
-            1 => "MQA",
-            _ => "GQA",
-        };
-        (format!("{kind} {q_heads}/{kv_heads}"), of((q_heads, kv_heads)), COLOURS[i % COLOURS.len()])
+    let named = |(q_heads, kv_heads)| {
+        let (kind, colour) = KINDS[match kv_heads {
+            _ if q_heads == kv_heads => 0,
+            1 => 2,
+            _ => 1,
+        }];
+        (format!("{kind} {q_heads}/{kv_heads}"), of((q_heads, kv_heads)), colour)
     };
-    heads.into_iter().enumerate().map(named).collect()
+    heads.into_iter().map(named).collect()
 }
 
 /// A line of text with a mark before each of its parts.

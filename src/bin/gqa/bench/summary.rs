@@ -46,11 +46,11 @@ pub(super) fn findings(rows: &[Row], ceilings: &Ceilings) -> Vec<Finding> {
     found.extend(linear(&contexts));
     found.extend(heads(&contexts, ceilings));
     let storages: Vec<_> = section(Section::Storage).map(|r| (storage(r), r)).collect();
-    found.extend(against("storage", "time against K and V in {}: ", "f16", &storages));
+    found.extend(against("storage", "time of storages over that of {}; ", "f16", &storages));
     let batches: Vec<_> = section(Section::Batch).map(|r| (r.batch.to_string(), r)).collect();
-    found.extend(against("batch", "time of a batch against {} sequence: ", "1", &batches));
+    found.extend(against("batch", "time of a batch over that of {} sequence; ", "1", &batches));
     let queries: Vec<_> = section(Section::Queries).map(|r| (r.q_len.to_string(), r)).collect();
-    found.extend(against("queries", "time of query tokens against {}: ", "1", &queries));
+    found.extend(against("queries", "time of several query tokens over that of {}; ", "1", &queries));
     if rows.iter().any(|r| r.page.is_some()) {
         let text =
             "keys marked p lie in pages of 16, since the sequence exceeds one storage binding".to_owned();
@@ -133,7 +133,7 @@ fn against(name: &'static str, text: &str, base: &str, rows: &[(String, &Row)]) 
     let base_s = rows.iter().find(|(key, _)| key == base)?.1.timing.median_s;
     let others = rows.iter().filter(|(key, _)| key != base);
     let values: Vec<_> = others.map(|(key, row)| (key.clone(), row.timing.median_s / base_s)).collect();
-    let each: Vec<_> = values.iter().map(|(key, value)| format!("{key} {value:.2} x")).collect();
+    let each: Vec<_> = values.iter().map(|(key, value)| format!("{key}: {value:.2} x")).collect();
     let text = text.replace("{}", base) + &each.join(", ");
     (!values.is_empty()).then(|| Finding::new(name, text, values))
 }
@@ -220,7 +220,7 @@ pub(super) mod tests {
             "{texts:?}"
         );
         assert!(texts[3].starts_with("MQA 32/1 is 4.00 x"), "{texts:?}");
-        assert_eq!(found[2].values["times"], 3.2);
+        assert!((found[2].values["times"] - 3.2).abs() < 1e-9);
     }
 
     #[test]
@@ -229,7 +229,7 @@ pub(super) mod tests {
             .map(|(q_len, seconds)| row("queries", (32, 8), (q_len, 8192), seconds))
             .into();
         let found = findings(&rows, &ceilings());
-        assert_eq!(found[1].text, "time of query tokens against 1: 4 1.50 x, 64 8.00 x");
+        assert_eq!(found[1].text, "time of several query tokens over that of 1; 4: 1.50 x, 64: 8.00 x");
     }
 
     #[test]

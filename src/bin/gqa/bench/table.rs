@@ -20,14 +20,29 @@ pub(super) fn table(report: &Report) -> String {
     if !report.left_out.is_empty() {
         out += "\nLeft out\n";
     }
-    for reason in &report.left_out {
-        let _ = writeln!(out, "  {reason}");
-    }
+    report.left_out.iter().for_each(|reason| out += &wrapped(reason));
     out += "\nSummary\n";
-    for finding in &report.summary {
-        let _ = writeln!(out, "  {}", finding.text);
-    }
+    report.summary.iter().for_each(|finding| out += &wrapped(&finding.text));
     out
+}
+
+/// Columns of the page.
+const WIDTH: usize = 100;
+
+/// A text in lines of the page, indented.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![" ".to_owned()];
+    for word in text.split_whitespace() {
+        let full = lines.last().is_some_and(|line| line.len() + 1 + word.len() > WIDTH);
+        if full {
+            lines.push("   ".to_owned());
+        }
+        if let Some(line) = lines.last_mut() {
+            *line += " ";
+            *line += word;
+        }
+    }
+    lines.join("\n") + "\n"
 }
 
 /// A column: what it is called, whether it may go to the title, and a cell for each row.
@@ -70,16 +85,18 @@ fn part(title: &str, rows: &[&Row]) -> String {
     let is_empty = |c: &Column| c.cells.iter().all(|cell| cell == "-");
     let shown: Vec<_> = columns.iter().filter(|c| !same(c) && !is_empty(c)).collect();
 
+    let width = |c: &Column| c.cells.iter().map(String::len).max().unwrap_or(0).max(c.name.len());
+    let total: usize = shown.iter().map(|c| width(c) + 2).sum();
+    // What is too wide moves together.
+    let gap = if total <= WIDTH { "  " } else { " " };
     let mut lines = vec![String::new(); rows.len() + 1];
-    for Column { name, cells, .. } in shown {
-        let width = cells.iter().map(String::len).max().unwrap_or(0).max(name.len());
-        for (line, cell) in
-            lines.iter_mut().zip(std::iter::once(*name).chain(cells.iter().map(String::as_str)))
-        {
-            let _ = if *name == "kernel" {
-                write!(line, "  {cell:<width$}")
-            } else {
-                write!(line, "  {cell:>width$}")
+    for column in shown {
+        let (name, width) = (column.name, width(column));
+        let cells = std::iter::once(name).chain(column.cells.iter().map(String::as_str));
+        for (line, cell) in lines.iter_mut().zip(cells) {
+            let _ = match name {
+                "kernel" => write!(line, "{gap}{cell:<width$}"),
+                _ => write!(line, "{gap}{cell:>width$}"),
             };
         }
     }
@@ -189,6 +206,13 @@ mod tests {
         assert!(lines[0].starts_with("Decode: kernel decode, dim 128, K/V f16, batch 1, q_len 1"), "{text}");
         assert!(lines[3].contains("32/8") && lines[3].ends_with("4.00 x"), "{text}");
         assert!(lines.iter().all(|line| line.len() <= 100), "{text}");
+    }
+
+    #[test]
+    fn long_lines_are_wrapped() {
+        let text = wrapped(&"eight888 ".repeat(24));
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.lines().all(|line| line.len() <= WIDTH && line.starts_with("  ")), "{text}");
     }
 
     #[test]
