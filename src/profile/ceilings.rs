@@ -10,7 +10,7 @@ pub struct Ceilings {
     pub read_bytes_per_s: f64,
     /// Operations per second of fused multiply-adds, two each.
     pub fma_flops_per_s: f64,
-    /// The kernel that read fastest: elements, threads of a workgroup, bytes.
+    /// The kernel that read fastest: elements, threads of a workgroup, how they walk, bytes.
     pub read_kernel: String,
     /// The kernel that computed fastest: elements, how it writes a multiply-add, threads of a workgroup.
     pub fma_kernel: String,
@@ -20,14 +20,16 @@ pub struct Ceilings {
 /// caches hold.
 const SOFTWARE_SIZES: [u64; 2] = [8 << 20, 32 << 20];
 const GPU_SIZES: [u64; 2] = [32 << 20, 128 << 20];
-/// Elements that an invocation of a read kernel reads.
-const READ_STEPS: u64 = 16;
+/// How an invocation walks: its elements, and whether they are a run of its own. Short walks suit GPUs; a software adapter reads half as
+/// much again in long ones.
+const SHORT_WALK: (u64, bool) = (16, false);
+const LONG_WALKS: [(u64, bool); 3] = [(256, false), (1024, false), (1024, true)];
 /// Multiply-adds of one step of `ceiling_fma.wgsl`: eight chains, sixteen of each.
 const CHAIN_FMAS: u64 = 8 * 16;
 /// Steps of a multiply-add kernel: enough to forget the loop and the start of a workgroup.
 const FMA_STEPS: u64 = 512;
 /// Kernels of either kind that stay in the race after one sample each.
-const FINALISTS: usize = 3;
+const FINALISTS: usize = 4;
 
 /// The fastest ceiling kernels of an adapter, to be sampled in turn with what is measured against them: an adapter's clock
 /// drifts, and a ceiling of another minute is no ceiling.
@@ -55,24 +57,26 @@ impl Candidate<'_> {
 }
 
 impl<'a> CeilingSamplers<'a> {
-    /// Tries every ceiling kernel, 24 that read and 18 that compute, and keeps the fastest.
+    /// Tries every ceiling kernel, 30 that read and 18 that compute, and keeps the fastest.
     ///
     /// # Errors
     /// When the device is lost.
     pub fn new(gpu: &'a Gpu) -> Result<Self, String> {
         let sizes = if gpu.caps.software { SOFTWARE_SIZES } else { GPU_SIZES };
         let zeros = gpu.upload("gqa.ceiling", &vec![0; sizes[1] as usize]);
-        let mut read = Vec::new();
-        for (element, bytes) in [("f32", 4), ("vec2<f32>", 8), ("vec4<f32>", 16)] {
-            for (threads, size) in [8, 32, 64, 256].into_iter().flat_map(|t| sizes.map(|s| (t, s))) {
-                let workgroups = size / bytes / (threads * READ_STEPS);
-                let constants = [("THREADS", threads), ("STEPS", READ_STEPS)];
-                let text = prelude(element, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
-                if workgroups <= u64::from(gpu.caps.workgroups) {
-                    let name = format!("{element}, {threads} threads, {} MiB", size >> 20);
-                    read.push(candidate(gpu, (name, &text), &zeros, (workgroups as u32, size))?);
-                }
+        let [short, long] = sizes;
+        let mut kernels = Vec::new();
+        for kernel in read_kernels() {
+            if let Some(candidate) = kernel.candidate(gpu, &zeros, long)? {
+                kernels.push((kernel, candidate));
             }
+        }
+        kernels.sort_by(|a, b| b.1.best.total_cmp(&a.1.best));
+        kernels.truncate(FINALISTS);
+        let mut read = Vec::new();
+        for (kernel, candidate) in kernels {
+            read.push(candidate);
+            read.extend(kernel.candidate(gpu, &zeros, short)?);
         }
         let workgroups = gpu.caps.fill() * 4;
         let mut fma = Vec::new();
@@ -92,9 +96,6 @@ impl<'a> CeilingSamplers<'a> {
             }
         }
         for candidates in [&mut read, &mut fma] {
-            for candidate in candidates.iter_mut() {
-                candidate.close();
-            }
             candidates.sort_by(|a, b| b.best.total_cmp(&a.best));
             candidates.truncate(FINALISTS);
             // One sample is good for choosing only.
@@ -126,6 +127,59 @@ impl<'a> CeilingSamplers<'a> {
         let [(read_bytes_per_s, read_kernel), (fma_flops_per_s, fma_kernel)] =
             [best(&self.read), best(&self.fma)];
         Ceilings { read_bytes_per_s, fma_flops_per_s, read_kernel, fma_kernel }
+    }
+}
+
+/// A kernel that reads, over a buffer of any size.
+#[derive(Debug, Clone, Copy)]
+struct ReadKernel {
+    element: &'static str,
+    /// Of an element.
+    bytes: u64,
+    threads: u64,
+    /// Elements of an invocation, and whether they are a run of its own.
+    walk: (u64, bool),
+}
+
+/// All kernels that read.
+fn read_kernels() -> Vec<ReadKernel> {
+    let mut kernels = Vec::new();
+    let elements = [("f32", 4), ("vec2<f32>", 8), ("vec4<f32>", 16)];
+    for (element, bytes) in elements {
+        kernels.extend([8, 32, 64, 256].map(|threads| ReadKernel {
+            element,
+            bytes,
+            threads,
+            walk: SHORT_WALK,
+        }));
+    }
+    for (element, bytes) in [elements[1], elements[2]] {
+        for threads in [8, 32, 256] {
+            kernels.extend(LONG_WALKS.map(|walk| ReadKernel { element, bytes, threads, walk }));
+        }
+    }
+    kernels
+}
+
+impl ReadKernel {
+    /// The kernel over `size` bytes, if the adapter has as many workgroups and there is one at least.
+    fn candidate<'a>(
+        self,
+        gpu: &'a Gpu,
+        source: &wgpu::Buffer,
+        size: u64,
+    ) -> Result<Option<Candidate<'a>>, String> {
+        let Self { element, bytes, threads, walk: (steps, own_run) } = self;
+        let workgroups = size / bytes / (threads * steps);
+        if !(1..=u64::from(gpu.caps.workgroups)).contains(&workgroups) {
+            return Ok(None);
+        }
+        let (lane, stride) = if own_run { (steps, 1) } else { (1, threads) };
+        let constants = [("THREADS", threads), ("STEPS", steps), ("LANE", lane), ("STRIDE", stride)];
+        let text = prelude(element, &constants) + include_str!("../../shaders/ceiling_read.wgsl");
+        let walk = if own_run { "in a row" } else { "side by side" };
+        let name = format!("{element}, {threads} threads, {steps} each {walk}, {} MiB", size >> 20);
+        candidate(gpu, (name, &text), source, (workgroups as u32, size)).map(Some)
     }
 }
 
@@ -183,5 +237,23 @@ fn candidate<'a>(
     };
     let mut sampler = Sampler::new(gpu, Box::new(record), 0.02)?;
     sampler.sample()?;
-    Ok(Candidate { name, work: work as f64, sampler, best: 0.0 })
+    let mut candidate = Candidate { name, work: work as f64, sampler, best: 0.0 };
+    candidate.close();
+    Ok(candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_read_kernel_reads_a_whole_buffer() {
+        let kernels = read_kernels();
+        assert_eq!(kernels.len(), 30);
+        for ReadKernel { bytes, threads, walk: (steps, _), .. } in kernels {
+            let of_workgroup = bytes * threads * steps;
+            assert!(SOFTWARE_SIZES.iter().chain(&GPU_SIZES).all(|size| size % of_workgroup == 0));
+            assert_eq!(steps % 4, 0);
+        }
+    }
 }

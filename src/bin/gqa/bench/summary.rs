@@ -133,7 +133,7 @@ fn against(name: &'static str, text: &str, base: &str, rows: &[(String, &Row)]) 
     let base_s = rows.iter().find(|(key, _)| key == base)?.1.timing.median_s;
     let others = rows.iter().filter(|(key, _)| key != base);
     let values: Vec<_> = others.map(|(key, row)| (key.clone(), row.timing.median_s / base_s)).collect();
-    let each: Vec<_> = values.iter().map(|(key, value)| format!("{key}: {value:.2} x")).collect();
+    let each: Vec<_> = values.iter().map(|(key, value)| format!("{key}: {value:.2}")).collect();
     let text = text.replace("{}", base) + &each.join(", ");
     (!values.is_empty()).then(|| Finding::new(name, text, values))
 }
@@ -192,7 +192,7 @@ pub(super) mod tests {
         Ceilings {
             read_bytes_per_s: 1e10,
             fma_flops_per_s: 1e11,
-            read_kernel: "vec4<f32>, 64 threads, 32 MiB".to_owned(),
+            read_kernel: "vec4<f32>, 64 threads, 16 each side by side, 32 MiB".to_owned(),
             fma_kernel: "vec4<f32>, fma(x, y, z), 64 threads".to_owned(),
         }
     }
@@ -229,7 +229,7 @@ pub(super) mod tests {
             .map(|(q_len, seconds)| row("queries", (32, 8), (q_len, 8192), seconds))
             .into();
         let found = findings(&rows, &ceilings());
-        assert_eq!(found[1].text, "time of several query tokens over that of 1; 4: 1.50 x, 64: 8.00 x");
+        assert_eq!(found[1].text, "time of several query tokens over that of 1; 4: 1.50, 64: 8.00");
     }
 
     #[test]

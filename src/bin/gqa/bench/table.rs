@@ -9,7 +9,7 @@ use super::sets::Section;
 
 /// For people, 100 columns wide.
 pub(super) fn table(report: &Report) -> String {
-    let mut out = format!("{}, driver {}, gqa {}\n", report.adapter, report.driver, report.version);
+    let mut out = format!("{}\ndriver {}, gqa {}\n", report.adapter, report.driver, report.version);
     for section in Section::ALL {
         let rows: Vec<_> = report.rows.iter().filter(|row| row.section == section.name()).collect();
         if !rows.is_empty() {
@@ -82,7 +82,8 @@ fn part(title: &str, rows: &[&Row]) -> String {
     let common: Vec<_> =
         columns.iter().filter(|c| same(c)).map(|c| format!("{} {}", c.name, c.cells[0])).collect();
     // Nothing is said of MHA where nothing was compared.
-    let is_empty = |c: &Column| c.cells.iter().all(|cell| cell == "-");
+    let is_empty =
+        |c: &Column| c.name == "vs MHA" && c.cells.iter().all(|cell| cell == "-" || cell == "1.00 x");
     let shown: Vec<_> = columns.iter().filter(|c| !same(c) && !is_empty(c)).collect();
 
     let width = |c: &Column| c.cells.iter().map(String::len).max().unwrap_or(0).max(c.name.len());
