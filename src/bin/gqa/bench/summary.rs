@@ -62,7 +62,8 @@ pub(super) fn findings(rows: &[Row], ceilings: &Ceilings) -> Vec<Finding> {
 
 /// How far times lie from the straight line through the shortest and the longest context, for each pair of heads.
 fn linear(rows: &[&Row]) -> Option<Finding> {
-    let mut of_heads: BTreeMap<(std::cmp::Reverse<u32>, u32), Vec<(f64, f64)>> = BTreeMap::new();
+    // Most KV heads first.
+    let mut of_heads = BTreeMap::<_, Vec<(f64, f64)>>::new();
     for row in rows.iter().filter(|r| r.kv_len >= LINEAR_FROM) {
         let key = (std::cmp::Reverse(row.kv_heads), row.q_heads);
         of_heads.entry(key).or_default().push((f64::from(row.kv_len), row.timing.median_s));
