@@ -69,6 +69,11 @@ impl<'a> Sampler<'a> {
         self.expected
     }
 
+    /// Seconds that a repetition takes, about.
+    pub fn repetition_s(&self) -> f64 {
+        self.expected / f64::from(self.repetitions)
+    }
+
     /// Seconds of one repetition, from the samples so far; then there are none.
     pub fn take(&mut self) -> Timing {
         Timing::of(std::mem::take(&mut self.samples))

@@ -25,6 +25,13 @@ pub struct Shape {
     pub batch: u32,
 }
 
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { spec, q_len, kv_len, batch } = self;
+        write!(f, "{spec}: {batch} x {q_len} queries on {kv_len} keys")
+    }
+}
+
 impl Shape {
     /// Bytes of K and V.
     pub fn cache_bytes(&self) -> u64 {
@@ -95,6 +102,16 @@ impl Workload {
         // Bindings and step were made for each other.
         let bound = self.attention.dispatch(&mut pass, &self.step, &self.bindings);
         debug_assert!(bound.is_ok());
+    }
+
+    /// What it is.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// What must be moved and computed.
+    pub fn traffic(&self) -> Traffic {
+        self.step.traffic()
     }
 
     /// The row of the table for a measured time, still without ceilings.

@@ -13,6 +13,8 @@ use crate::Failure;
 
 /// Seconds that one sample should take at least.
 const SAMPLE_SECONDS: f64 = 0.03;
+/// Seconds of one run beyond which a row of a set is not worth its time.
+const MOST_SECONDS: f64 = 60.0;
 /// Random problems of each measured spec.
 const CHECKS: u64 = 3;
 
@@ -119,14 +121,24 @@ impl Run<'_> {
                 Err(error) if self.alone => return Err(Failure::Usage(error.to_string())),
                 // In a set, what is beyond the adapter's limits is left out.
                 Err(error) => {
-                    let reason = format!("{}, {} keys: {error}", shape.spec, shape.kv_len);
+                    let reason = format!("{shape}: {error}");
                     progress.tell(&format!("left out: {reason}"));
                     self.left_out.push(reason);
                 }
             }
         }
         let mut samplers = Vec::new();
+        let mut flop_s = f64::INFINITY;
         for (i, workload) in workloads.iter().enumerate() {
+            // A slow adapter shows in small rows that large ones would take hours.
+            let flops = workload.traffic().flops as f64;
+            let seconds = flops * flop_s;
+            if !self.samples.exact && flop_s.is_finite() && seconds > MOST_SECONDS {
+                let reason = format!("{}: it would take {seconds:.0} s a run here", workload.shape());
+                progress.tell(&format!("left out: {reason}"));
+                self.left_out.push(reason);
+                continue;
+            }
             progress.now(format!("{}: first run of {} of {count}", group.section.title(), i + 1));
             let record = Box::new(|encoder: &mut wgpu::CommandEncoder| workload.record(encoder));
             let sampler = Sampler::new(self.gpu, record, SAMPLE_SECONDS).map_err(Failure::Adapter)?;
@@ -134,19 +146,22 @@ impl Run<'_> {
                 Samples { asked, exact: true } => asked,
                 Samples { asked, exact: false } => samples_for(sampler.expected_s(), asked),
             };
-            samplers.push((sampler, samples));
+            flop_s = flop_s.min(sampler.repetition_s() / flops);
+            samplers.push((workload, sampler, samples));
         }
-        let rounds = samplers.iter().map(|(_, samples)| *samples).max().unwrap_or(0);
+        let rounds = samplers.iter().map(|(.., samples)| *samples).max().unwrap_or(0);
         for round in 0..rounds {
             progress.now(format!("{}: round {} of {rounds}", group.section.title(), round + 1));
             self.ceilings.sample().map_err(Failure::Adapter)?;
-            for (sampler, _) in samplers.iter_mut().filter(|(_, samples)| round < *samples) {
+            for (_, sampler, _) in samplers.iter_mut().filter(|(.., samples)| round < *samples) {
                 sampler.sample().map_err(Failure::Adapter)?;
             }
             progress.rounds(count, (round + 1, rounds));
         }
-        let timed = workloads.iter().zip(&mut samplers);
-        Ok(timed.map(|(workload, (sampler, _))| workload.row(group.section.name(), sampler.take())).collect())
+        let row = |(workload, mut sampler, _): (&Workload, Sampler<'_>, usize)| {
+            workload.row(group.section.name(), sampler.take())
+        };
+        Ok(samplers.into_iter().map(row).collect())
     }
 
     fn workload(&mut self, shape: &Shape) -> Result<Workload, gqa::Error> {

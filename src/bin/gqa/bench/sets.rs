@@ -146,10 +146,7 @@ impl Set {
         self.left_out.extend(too_large.iter().map(|shape| {
             let gigabytes = |bytes: u64| bytes as f64 * 1e-9;
             let [found, room] = [shape.cache_bytes(), GROUP_BYTES].map(gigabytes);
-            format!(
-                "{}, {} keys: {found:.1} GB of K and V, this command holds {room:.0}",
-                shape.spec, shape.kv_len
-            )
+            format!("{shape}: {found:.1} GB of K and V, this command holds {room:.0}")
         }));
         let units: Vec<_> = units.into_iter().chain(alone(singles)).collect();
         let sizes: Vec<_> = units.iter().map(|unit| bytes(unit)).collect();

@@ -68,23 +68,27 @@ fn linear(rows: &[&Row]) -> Option<Finding> {
         let key = (std::cmp::Reverse(row.kv_heads), row.q_heads);
         of_heads.entry(key).or_default().push((f64::from(row.kv_len), row.timing.median_s));
     }
+    let lengths = || rows.iter().map(|r| r.kv_len).filter(|len| *len >= LINEAR_FROM);
+    let (from, to) = lengths().min().zip(lengths().max())?;
     let mut values = Vec::new();
-    let mut ends = None;
-    for ((kv_heads, q_heads), points) in of_heads {
-        let mut points = points;
+    for ((kv_heads, q_heads), mut points) in of_heads {
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some(deviation) = off_line(&points) {
+        // Where a context was left out, the line would be another.
+        let is_whole = points.first().zip(points.last()).map(|(a, b)| (a.0, b.0))
+            == Some((f64::from(from), f64::from(to)));
+        if let Some(deviation) = off_line(&points).filter(|_| is_whole) {
             values.push((format!("{q_heads}/{}", kv_heads.0), deviation));
-            ends = points.first().map(|p| p.0).zip(points.last().map(|p| p.0));
         }
     }
-    let (from, to) = ends?;
+    if values.is_empty() {
+        return None;
+    }
     let each: Vec<_> =
         values.iter().map(|(heads, value)| format!("{heads} within {:.1} %", value * 100.0)).collect();
     let text = format!(
         "linear in context, {} to {} keys, off the line through both ends: {}",
-        thousands(from as u64),
-        thousands(to as u64),
+        thousands(u64::from(from)),
+        thousands(u64::from(to)),
         each.join(", ")
     );
     Some(Finding::new("linear", text, values))
