@@ -5,6 +5,7 @@
 
 mod ceilings;
 mod serve;
+mod timing;
 mod workload;
 
 use std::time::Instant;
@@ -13,7 +14,11 @@ use crate::verify::Gpu;
 
 pub use ceilings::{CeilingSamplers, Ceilings};
 pub use serve::{Manner, Serve, ServeReport, ServeShape, serve};
+pub use timing::Timing;
 pub use workload::{Row, Shape, Workload};
+
+/// Seconds beyond which compiling is a small part of a first run, and one repetition is a sample.
+const LONG_SECONDS: f64 = 1.5;
 
 /// What to repeat: records itself into an encoder.
 pub type Recorder<'a> = dyn Fn(&mut wgpu::CommandEncoder) + 'a;
@@ -23,23 +28,30 @@ pub struct Sampler<'a> {
     gpu: &'a Gpu,
     record: Box<Recorder<'a>>,
     repetitions: u32,
+    expected: f64,
     samples: Vec<f64>,
 }
 
 impl<'a> Sampler<'a> {
     /// Runs `record` once, which compiles what is compiled lazily, then picks the repetitions that make a sample of at
-    /// least `seconds`.
+    /// least `seconds`. What is far above that anyway is not run again for it.
     ///
     /// # Errors
     /// When the device is lost.
     pub fn new(gpu: &'a Gpu, record: Box<Recorder<'a>>, seconds: f64) -> Result<Self, String> {
-        let mut sampler = Self { gpu, record, repetitions: 1, samples: Vec::new() };
-        sampler.time()?;
-        // Doubling, since one repetition alone is mostly the cost of submitting.
-        while sampler.time()? * f64::from(sampler.repetitions) < seconds && sampler.repetitions < 1 << 14 {
+        let mut sampler = Self { gpu, record, repetitions: 1, expected: 0.0, samples: Vec::new() };
+        sampler.expected = sampler.time()?;
+        if sampler.expected > LONG_SECONDS {
+            return Ok(sampler);
+        }
+        loop {
+            sampler.expected = sampler.time()? * f64::from(sampler.repetitions);
+            if sampler.expected >= seconds || sampler.repetitions >= 1 << 14 {
+                return Ok(sampler);
+            }
+            // Doubling, since one repetition alone is mostly the cost of submitting.
             sampler.repetitions *= 2;
         }
-        Ok(sampler)
     }
 
     /// Takes one more sample.
@@ -52,12 +64,19 @@ impl<'a> Sampler<'a> {
         Ok(())
     }
 
-    /// Seconds of one repetition: median and minimum of the samples.
-    pub fn result(&self) -> (f64, f64) {
-        let mut sorted = self.samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        let median = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
-        (median, sorted.first().copied().unwrap_or(f64::NAN))
+    /// Seconds that a sample takes, about.
+    pub fn expected_s(&self) -> f64 {
+        self.expected
+    }
+
+    /// Seconds that a repetition takes, about.
+    pub fn repetition_s(&self) -> f64 {
+        self.expected / f64::from(self.repetitions)
+    }
+
+    /// Seconds of one repetition, from the samples so far; then there are none.
+    pub fn take(&mut self) -> Timing {
+        Timing::of(std::mem::take(&mut self.samples))
     }
 
     fn time(&self) -> Result<f64, String> {

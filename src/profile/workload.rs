@@ -1,9 +1,11 @@
 //! One attention shape on one device, ready to be repeated.
 
-use super::Ceilings;
+use std::sync::Arc;
+
+use super::{Ceilings, Timing};
 use crate::attention::{Attention, Bindings, Io};
 use crate::batch::{Batch, Sequence};
-use crate::cache::{CacheShape, KvCache};
+use crate::cache::{CacheShape, KvCache, PagedShape};
 use crate::plan::{Options, Traffic};
 use crate::quant::encode_row;
 use crate::spec::AttentionSpec;
@@ -23,12 +25,27 @@ pub struct Shape {
     pub batch: u32,
 }
 
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { spec, q_len, kv_len, batch } = self;
+        write!(f, "{spec}: {batch} x {q_len} queries on {kv_len} keys")
+    }
+}
+
+impl Shape {
+    /// Bytes of K and V.
+    pub fn cache_bytes(&self) -> u64 {
+        self.spec.kv_bytes_per_token() * u64::from(self.kv_len) * u64::from(self.batch)
+    }
+}
+
 /// A shape with its buffers, prepared and bound.
 pub struct Workload {
-    attention: Attention,
+    attention: Arc<Attention>,
     step: Step,
     bindings: Bindings,
     shape: Shape,
+    page: Option<u32>,
 }
 
 impl Workload {
@@ -37,28 +54,46 @@ impl Workload {
     /// # Errors
     /// What the library refuses: mostly a cache beyond the device's limits.
     pub fn new(gpu: &Gpu, shape: &Shape, options: Options) -> Result<Self, crate::Error> {
+        let attention = Attention::new(&gpu.device, shape.spec.clone(), options)?;
+        Self::with(gpu, Arc::new(attention), shape)
+    }
+
+    /// The same for an `attention` that was made before, with the spec of `shape`. Sequences that exceed a storage binding lie in
+    /// pages, all others contiguous.
+    ///
+    /// # Errors
+    /// What the library refuses: mostly a cache beyond the device's limits.
+    pub fn with(gpu: &Gpu, attention: Arc<Attention>, shape: &Shape) -> Result<Self, crate::Error> {
         let spec = &shape.spec;
-        let attention = Attention::new(&gpu.device, spec.clone(), options)?;
-        let cache_shape = CacheShape { layers: 1, sequences: shape.batch, capacity: shape.kv_len };
-        let mut cache = KvCache::new(&gpu.device, spec, cache_shape)?;
+        let Shape { kv_len, batch, .. } = *shape;
+        let contiguous = CacheShape { layers: 1, sequences: batch, capacity: kv_len };
+        let (mut cache, page) = match KvCache::new(&gpu.device, spec, contiguous) {
+            Err(crate::Error::Limit { .. }) => {
+                let page = PagedShape::PAGE;
+                let tokens = kv_len.div_ceil(page).saturating_mul(page).saturating_mul(batch);
+                let paged = PagedShape { sequences: batch, page, tokens, longest_step: kv_len };
+                (KvCache::paged(&gpu.device, &[spec], paged)?, Some(page))
+            }
+            cache => (cache?, None),
+        };
         let mut sequences = Vec::new();
         // Nothing is shared, so nothing is copied.
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        for _ in 0..shape.batch {
+        for _ in 0..batch {
             let id = cache.open()?;
-            cache.extend(&mut encoder, &[(id, shape.kv_len)])?;
+            cache.extend(&mut encoder, &[(id, kv_len)])?;
             sequences.push(Sequence { new_len: 0, ..Sequence::new(id, shape.q_len) });
         }
         fill(gpu, &cache, spec);
         let mut rng = fastrand::Rng::with_seed(2);
         let step = attention.prepare(&gpu.queue, &cache, &Batch::new(spec, &sequences))?;
-        let tokens = u64::from(shape.batch) * u64::from(shape.q_len) * u64::from(spec.q_heads());
+        let tokens = u64::from(batch) * u64::from(shape.q_len) * u64::from(spec.q_heads());
         let bytes = |dim: u32| tokens * u64::from(dim) * u64::from(spec.q_dtype().bytes());
         let q = gpu.upload("gqa.bench.q", &small_numbers(&mut rng, spec.q_dtype(), bytes(spec.head_dim())));
         let out = gpu.upload("gqa.bench.out", &vec![0; bytes(spec.v_head_dim()) as usize]);
         let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
         let bindings = attention.bind(&step, 0, io)?;
-        Ok(Self { attention, step, bindings, shape: shape.clone() })
+        Ok(Self { attention, step, bindings, shape: shape.clone(), page })
     }
 
     /// Records one forward call of one layer.
@@ -69,16 +104,26 @@ impl Workload {
         debug_assert!(bound.is_ok());
     }
 
-    /// The row of the table for a measured time.
-    pub fn row(&self, (median_s, min_s): (f64, f64), ceilings: &Ceilings) -> Row {
+    /// What it is.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// What must be moved and computed.
+    pub fn traffic(&self) -> Traffic {
+        self.step.traffic()
+    }
+
+    /// The row of the table for a measured time, still without ceilings.
+    pub fn row(&self, section: &'static str, timing: Timing) -> Row {
         let Traffic { bytes, flops } = self.step.traffic();
-        let read = bytes as f64 / ceilings.read_bytes_per_s;
-        let fma = flops as f64 / ceilings.fma_flops_per_s;
         let [_, decodes, ..] = self.step.workgroups();
         let plan = self.attention.plan();
         let variant = if decodes > 0 { plan.decode() } else { plan.prefill() };
         let spec = &self.shape.spec;
         Row {
+            section,
+            spec: spec.to_string(),
             kernel: variant.kernel.name(),
             q_heads: spec.q_heads(),
             kv_heads: spec.kv_heads(),
@@ -87,12 +132,14 @@ impl Workload {
             kv_len: self.shape.kv_len,
             batch: self.shape.batch,
             kv_dtype: spec.k_dtype().name(),
-            median_s,
-            min_s,
+            v_dtype: spec.v_dtype().name(),
+            rotated: spec.rotated(),
+            page: self.page,
+            timing,
             bytes,
             flops,
-            ceiling: if read >= fma { "read" } else { "fma" },
-            fraction: read.max(fma) / median_s,
+            ceiling: "",
+            fraction: f64::NAN,
             kv_bytes_per_token: spec.kv_bytes_per_token(),
         }
     }
@@ -101,6 +148,10 @@ impl Workload {
 /// One measurement, in the words of the JSON output.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Row {
+    /// The part of the measured set that it belongs to.
+    pub section: &'static str,
+    /// The attention in words.
+    pub spec: String,
     /// The kernel that did the work; chunks are merged by `combine`, whose time is included.
     pub kernel: &'static str,
     /// Query heads.
@@ -115,12 +166,17 @@ pub struct Row {
     pub kv_len: u32,
     /// Sequences.
     pub batch: u32,
-    /// Storage of K and V.
+    /// Storage of K, and of V where nothing else is said.
     pub kv_dtype: &'static str,
-    /// Median seconds of one forward call of one layer.
-    pub median_s: f64,
-    /// Least seconds.
-    pub min_s: f64,
+    /// Storage of V.
+    pub v_dtype: &'static str,
+    /// Whether K and V are rotated before they are stored.
+    pub rotated: bool,
+    /// Slots of a page, where a sequence exceeds a storage binding and so lies in pages.
+    pub page: Option<u32>,
+    /// Seconds of one forward call of one layer.
+    #[serde(flatten)]
+    pub timing: Timing,
     /// Bytes that must be moved: each K/V element once per sequence, queries and outputs.
     pub bytes: u64,
     /// Operations that must be done.
@@ -133,20 +189,45 @@ pub struct Row {
     pub kv_bytes_per_token: u64,
 }
 
-/// Fills a cache with small numbers.
-pub(super) fn fill(gpu: &Gpu, cache: &KvCache, spec: &AttentionSpec) {
-    let mut rng = fastrand::Rng::with_seed(1);
-    for shard in cache.layers().iter().flat_map(|layer| &layer.shards) {
-        for (buffer, dtype) in [(&shard.k, spec.k_dtype()), (&shard.v, spec.v_dtype())] {
-            gpu.queue.write_buffer(buffer, 0, &small_numbers(&mut rng, dtype, buffer.size()));
-        }
+impl Row {
+    /// Least seconds that the ceilings allow.
+    pub fn least_s(&self, ceilings: &Ceilings) -> f64 {
+        let read = self.bytes as f64 / ceilings.read_bytes_per_s;
+        read.max(self.flops as f64 / ceilings.fma_flops_per_s)
+    }
+
+    /// Measures the row against `ceilings`.
+    pub fn compare_to(&mut self, ceilings: &Ceilings) {
+        let is_read = self.bytes as f64 / ceilings.read_bytes_per_s >= self.least_s(ceilings);
+        self.ceiling = if is_read { "read" } else { "fma" };
+        self.fraction = self.least_s(ceilings) / self.timing.median_s;
     }
 }
 
-/// Numbers of about +-0.5 in `dtype`, `bytes` bytes of them.
+/// Bytes of numbers that are made; longer buffers repeat them, since making gigabytes takes longer than measuring them.
+const RANDOM_BYTES: u64 = 1 << 20;
+
+/// Fills a cache with small numbers.
+pub(super) fn fill(gpu: &Gpu, cache: &KvCache, spec: &AttentionSpec) {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let numbers = [spec.k_dtype(), spec.v_dtype()]
+        .map(|dtype| gpu.upload("gqa.bench.numbers", &small_numbers(&mut rng, dtype, RANDOM_BYTES)));
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    for shard in cache.layers().iter().flat_map(|layer| &layer.shards) {
+        for (buffer, numbers) in [&shard.k, &shard.v].into_iter().zip(&numbers) {
+            for at in (0..buffer.size()).step_by(RANDOM_BYTES as usize) {
+                let size = RANDOM_BYTES.min(buffer.size() - at);
+                encoder.copy_buffer_to_buffer(numbers, 0, buffer, at, size);
+            }
+        }
+    }
+    gpu.queue.submit([encoder.finish()]);
+}
+
+/// Numbers of about +-0.5 in `dtype`, `bytes` bytes of them, which repeat.
 fn small_numbers(rng: &mut fastrand::Rng, dtype: crate::Dtype, bytes: u64) -> Vec<u8> {
     let mut all = Vec::new();
-    while (all.len() as u64) < bytes {
+    while (all.len() as u64) < bytes.min(RANDOM_BYTES) {
         let words = match dtype.is_blocked() {
             // Good as quants and as a header: 2^-9 times a quant, less a half.
             true => vec![0xbf00_3b00 | (rng.u32(..) & 0x007f_007f)],
@@ -154,6 +235,5 @@ fn small_numbers(rng: &mut fastrand::Rng, dtype: crate::Dtype, bytes: u64) -> Ve
         };
         all.extend_from_slice(bytemuck::cast_slice(&words));
     }
-    all.truncate(bytes as usize);
-    all
+    all.into_iter().cycle().take(bytes as usize).collect()
 }

@@ -21,7 +21,7 @@ Usage: cargo xtask <COMMAND>
 Commands:
   setup [--redo]            Make sure that there is an adapter to run on
   test [--quick] [-- ARGS]  All that a contributor must see green
-  bench [ARGS]              Set up, then `gqa bench ARGS`
+  bench [ARGS]              Set up, then `gqa bench ARGS`, or `gqa bench --quick`
   isa [ARGS]                What AMD's compiler makes of the kernels, without such a GPU
   model                     Fetch the weights that tests and examples run
   env                       Print the drivers' variables, for `eval \"$(cargo xtask env)\"`
@@ -41,6 +41,7 @@ test
 
 bench
   Runs on the machine's own adapter where it has one, on lavapipe otherwise.
+  Without ARGS it measures a small set (--quick); `--adapter 0`, say, measures the whole set.
 
 isa
   Compiles the kernels for RDNA2, RDNA3, RDNA4 and GCN with RADV, which is unpacked with the software

@@ -20,6 +20,8 @@ enum Failure {
     Usage(String),
     /// No adapter, or it was lost.
     Adapter(String),
+    /// Something is slower than it was; the command has said what.
+    Slower,
 }
 
 impl Failure {
@@ -28,6 +30,7 @@ impl Failure {
             Self::Mismatch => 1,
             Self::Usage(_) => 2,
             Self::Adapter(_) => 3,
+            Self::Slower => 4,
         }
     }
 }
@@ -36,6 +39,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Mismatch => f.write_str("a result does not match"),
+            Self::Slower => f.write_str("a row is slower than it was"),
             Self::Usage(message) | Self::Adapter(message) => f.write_str(message),
         }
     }
@@ -43,7 +47,7 @@ impl std::fmt::Display for Failure {
 
 /// Grouped-query attention on every GPU.
 ///
-/// Exit codes: 0 good, 1 a result does not match, 2 wrong usage or a bad file, 3 no suitable adapter.
+/// Exit codes: 0 good, 1 a result does not match, 2 wrong usage or a bad file, 3 no suitable adapter, 4 slower than an earlier run.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
@@ -69,8 +73,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // A mismatch was reported where it was found.
-            if !matches!(failure, Failure::Mismatch) {
+            // These were reported where they were found.
+            if !matches!(failure, Failure::Mismatch | Failure::Slower) {
                 eprintln!("gqa: {failure}");
             }
             ExitCode::from(failure.code())

@@ -4,7 +4,8 @@ use gqa::profile::{ServeReport, ServeShape, serve};
 use gqa::verify::Gpu;
 use indicatif::ProgressBar;
 
-use super::{Args, Format, verify};
+use super::measure::verify;
+use super::{Args, Format};
 use crate::Failure;
 
 /// What one run has found.

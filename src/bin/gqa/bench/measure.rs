@@ -1,0 +1,195 @@
+//! Runs a set: verifies its specs, then measures group by group, ceilings among the rows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use gqa::profile::{CeilingSamplers, Ceilings, Row, Sampler, Shape, Workload};
+use gqa::verify::{Gpu, Runner, Setup, check, random_problem_of};
+use gqa::{Attention, AttentionSpec, Options};
+
+use super::progress::Progress;
+use super::sets::{Group, Section, Set, samples_for};
+use crate::Failure;
+
+/// Seconds that one sample should take at least.
+const SAMPLE_SECONDS: f64 = 0.03;
+/// Seconds of one run beyond which a row of a set is not worth its time.
+const MOST_SECONDS: f64 = 60.0;
+/// Random problems of each measured spec.
+const CHECKS: u64 = 3;
+
+/// All numbers of a run.
+pub(super) struct Measured {
+    pub(super) ceilings: Ceilings,
+    pub(super) groups: Vec<GroupCeilings>,
+    pub(super) rows: Vec<Row>,
+    pub(super) left_out: Vec<String>,
+}
+
+/// What the adapter could do while a group was measured: whoever doubts a row sees here whether the machine was slow then.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct GroupCeilings {
+    section: &'static str,
+    rows: usize,
+    seconds: f64,
+    read_bytes_per_s: f64,
+    fma_flops_per_s: f64,
+}
+
+/// How often rows are sampled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Samples {
+    pub(super) asked: usize,
+    /// Whether slow rows are, too.
+    pub(super) exact: bool,
+}
+
+/// Measures `set`.
+pub(super) fn measure(gpu: &Gpu, set: &Set, samples: Samples) -> Result<Measured, Failure> {
+    let mut progress = Progress::new(set.rows());
+    let mut specs: Vec<&AttentionSpec> = Vec::new();
+    for shape in set.groups.iter().flat_map(|group| &group.shapes) {
+        if !specs.contains(&&shape.spec) {
+            specs.push(&shape.spec);
+        }
+    }
+    progress.stage(format!("verifying the kernels of {} specs", specs.len()));
+    for spec in specs {
+        progress.now(format!("verifying {spec}"));
+        verify(gpu, spec)?;
+    }
+    progress.stage("trying ceiling kernels".to_owned());
+    let mut run = Run {
+        gpu,
+        samples,
+        alone: set.rows() == 1,
+        ceilings: CeilingSamplers::new(gpu).map_err(Failure::Adapter)?,
+        attentions: Vec::new(),
+        left_out: set.left_out.clone(),
+    };
+    for reason in &set.left_out {
+        progress.tell(&format!("left out: {reason}"));
+    }
+    let (mut groups, mut rows) = (Vec::new(), Vec::new());
+    for group in &set.groups {
+        let start = Instant::now();
+        progress.stage(format!("{}: {} rows", group.section.title(), group.shapes.len()));
+        let measured = run.group(group, &progress)?;
+        progress.group_done(group.shapes.len());
+        let [read_bytes_per_s, fma_flops_per_s] = run.ceilings.close_group();
+        groups.push(GroupCeilings {
+            section: group.section.name(),
+            rows: measured.len(),
+            seconds: start.elapsed().as_secs_f64(),
+            read_bytes_per_s,
+            fma_flops_per_s,
+        });
+        rows.extend(measured);
+        // The device frees what was dropped when it is asked how far it is.
+        gpu.finish(gpu.device.create_command_encoder(&Default::default())).map_err(Failure::Adapter)?;
+    }
+    let ceilings = run.ceilings.result();
+    rows.iter_mut().for_each(|row| row.compare_to(&ceilings));
+    // Contexts that did not fit into one group are read in one list.
+    let section = |row: &Row| Section::ALL.iter().position(|section| section.name() == row.section);
+    let context = |row: &Row| if row.section == Section::Context.name() { row.kv_len } else { 0 };
+    rows.sort_by_key(|row| (section(row), context(row)));
+    Ok(Measured { ceilings, groups, rows, left_out: run.left_out })
+}
+
+/// What groups have in common.
+struct Run<'a> {
+    gpu: &'a Gpu,
+    samples: Samples,
+    /// Whether there is but one row, whose failure is the answer.
+    alone: bool,
+    ceilings: CeilingSamplers<'a>,
+    /// Compiled once, though measured in several groups.
+    attentions: Vec<Arc<Attention>>,
+    left_out: Vec<String>,
+}
+
+impl Run<'_> {
+    /// Prepares, measures and drops a group.
+    fn group(&mut self, group: &Group, progress: &Progress) -> Result<Vec<Row>, Failure> {
+        let count = group.shapes.len();
+        let mut workloads = Vec::new();
+        for (i, shape) in group.shapes.iter().enumerate() {
+            progress.now(format!("{}: preparing {} of {count}", group.section.title(), i + 1));
+            match self.workload(shape) {
+                Ok(workload) => workloads.push(workload),
+                Err(error) if self.alone => return Err(Failure::Usage(error.to_string())),
+                // In a set, what is beyond the adapter's limits is left out.
+                Err(error) => {
+                    let reason = format!("{shape}: {error}");
+                    progress.tell(&format!("left out: {reason}"));
+                    self.left_out.push(reason);
+                }
+            }
+        }
+        let mut samplers = Vec::new();
+        let mut flop_s = f64::INFINITY;
+        for (i, workload) in workloads.iter().enumerate() {
+            // A slow adapter shows in small rows that large ones would take hours.
+            let flops = workload.traffic().flops as f64;
+            let seconds = flops * flop_s;
+            if !self.samples.exact && flop_s.is_finite() && seconds > MOST_SECONDS {
+                let reason = format!("{}: it would take {seconds:.0} s a run here", workload.shape());
+                progress.tell(&format!("left out: {reason}"));
+                self.left_out.push(reason);
+                continue;
+            }
+            progress.now(format!("{}: first run of {} of {count}", group.section.title(), i + 1));
+            let record = Box::new(|encoder: &mut wgpu::CommandEncoder| workload.record(encoder));
+            let sampler = Sampler::new(self.gpu, record, SAMPLE_SECONDS).map_err(Failure::Adapter)?;
+            let samples = match self.samples {
+                Samples { asked, exact: true } => asked,
+                Samples { asked, exact: false } => samples_for(sampler.expected_s(), asked),
+            };
+            flop_s = flop_s.min(sampler.repetition_s() / flops);
+            samplers.push((workload, sampler, samples));
+        }
+        let rounds = samplers.iter().map(|(.., samples)| *samples).max().unwrap_or(0);
+        for round in 0..rounds {
+            progress.now(format!("{}: round {} of {rounds}", group.section.title(), round + 1));
+            self.ceilings.sample().map_err(Failure::Adapter)?;
+            for (_, sampler, _) in samplers.iter_mut().filter(|(.., samples)| round < *samples) {
+                sampler.sample().map_err(Failure::Adapter)?;
+            }
+            progress.rounds(count, (round + 1, rounds));
+        }
+        let row = |(workload, mut sampler, _): (&Workload, Sampler<'_>, usize)| {
+            workload.row(group.section.name(), sampler.take())
+        };
+        Ok(samplers.into_iter().map(row).collect())
+    }
+
+    fn workload(&mut self, shape: &Shape) -> Result<Workload, gqa::Error> {
+        let known = self.attentions.iter().find(|attention| attention.plan().spec() == &shape.spec);
+        let attention = match known {
+            Some(attention) => Arc::clone(attention),
+            None => {
+                let new = Attention::new(&self.gpu.device, shape.spec.clone(), Options::default())?;
+                self.attentions.push(Arc::new(new));
+                Arc::clone(&self.attentions[self.attentions.len() - 1])
+            }
+        };
+        Workload::with(self.gpu, attention, shape)
+    }
+}
+
+/// Numbers of a kernel that is wrong are worth nothing.
+pub(super) fn verify(gpu: &Gpu, spec: &AttentionSpec) -> Result<(), Failure> {
+    let setup = Setup::default();
+    let mut runner = Runner::new(gpu, spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?;
+    for seed in 0..CHECKS {
+        let problem = random_problem_of(spec, seed);
+        if let Err(message) = runner.run(&problem).and_then(|output| check(&problem, &output)) {
+            eprintln!(
+                "gqa: nothing was measured, because the kernels are wrong here: {spec:?}, seed {seed}: {message}"
+            );
+            return Err(Failure::Mismatch);
+        }
+    }
+    Ok(())
+}
