@@ -27,7 +27,7 @@ Examples:
   cargo xtask isa --family navi31 --filter 'decode d128-g4' --loops
   cargo xtask isa --family navi31 --filter 'prefill d128-g4-f16' --disassembly target/isa
 
-Exit codes: 0 good, 1 over budget or failed, 2 wrong usage, 4 no RADV.
+Exit codes: 0 good, 1 over budget or failed, 2 wrong usage, 5 no RADV.
 ";
 
 /// What is asked.

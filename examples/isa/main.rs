@@ -19,7 +19,7 @@ use radv::{Compiled, Radv, Result};
 use row::Row;
 
 /// The exit code where RADV is missing.
-const NO_RADV: u8 = 4;
+const NO_RADV: u8 = 5;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(std::env::args().skip(1)) {

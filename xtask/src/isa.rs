@@ -6,7 +6,7 @@ use crate::files::{manifests, name};
 use crate::{environment, process, setup};
 
 /// What the command exits with where RADV is missing; the example says the same.
-const NO_RADV: u8 = 4;
+const NO_RADV: u8 = 5;
 
 /// Runs the example on RADV's manifest.
 pub(crate) fn isa(arguments: &[String]) -> Result<u8, String> {

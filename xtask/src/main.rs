@@ -63,7 +63,7 @@ Examples:
   cargo xtask isa --family navi31 --filter decode
   GQA_NO_DRIVERS=1 cargo run --release -- info
 
-The exit code is that of the command which failed; 3 means that there is no adapter, 4
+The exit code is that of the command which failed; 3 means that there is no adapter, 5
 that there is no RADV.
 ";
 
