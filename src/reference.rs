@@ -1,7 +1,11 @@
-//! The definition: attention in f64, in plain loops. Every kernel is measured against it.
+//! The definition: attention and its gradients in f64, in plain loops. Every kernel is measured against it.
+
+mod backward;
 
 use crate::spec::{AttentionSpec, hides};
 use crate::weights::LayerWeights;
+
+pub use backward::{Gradients, gradients};
 
 /// One sequence: queries as they come, keys and values as they are stored, dense.
 #[derive(Debug, Clone, Copy, Default)]
@@ -126,54 +130,87 @@ pub fn embed(spec: &AttentionSpec, row: &[f32], weights: &[f32], position: i64) 
     row
 }
 
-/// Attention of one sequence, as [`AttentionSpec`] defines it, in f64.
-pub fn attention(spec: &AttentionSpec, problem: &Problem<'_>) -> Answer {
-    let (q_heads, kv_heads) = (spec.q_heads() as usize, spec.kv_heads() as usize);
-    let (dim, v_dim) = (spec.head_dim() as usize, spec.v_head_dim() as usize);
-    let mut answer = Answer::default();
-    for token in 0..problem.q_len {
-        for head in 0..q_heads {
-            let kv_head = head / spec.group() as usize;
-            let q = &problem.q[(token * q_heads + head) * dim..][..dim];
-            let q = embed(spec, q, problem.weights.q_norm, problem.query_position(token));
-            // Visible keys, their logits, and what the logits were added up from.
-            let (mut keys, mut logits, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
-            for key in 0..problem.kv_len {
-                let Some(bias) = problem.bias(spec, [token, head, key]) else { continue };
-                let k = &problem.k[(key * kv_heads + kv_head) * dim..][..dim];
-                let (mut dot, mut size) = (0.0, 0.0);
-                for (&q, &k) in q.iter().zip(k) {
-                    let product = q * f64::from(k);
-                    dot += product;
-                    size += product.abs();
-                }
-                let scale = f64::from(spec.scale());
-                let mut logit = scale * dot;
-                size *= scale.abs();
-                if let Some(cap) = spec.softcap().map(f64::from) {
-                    // An error before the cap counts as much as the slope there.
-                    let bent = (logit / cap).tanh();
-                    size = size * (1.0 - bent * bent) + cap * bent.abs();
-                    logit = cap * bent;
-                }
-                keys.push(key);
-                logits.push(logit + bias);
-                sizes.push(size + bias.abs());
+/// What a row sees: the keys, and their logits.
+struct Seen {
+    /// The query, normalised and turned.
+    q: Vec<f64>,
+    keys: Vec<usize>,
+    logits: Vec<f64>,
+    /// Derivatives of the logits by the dot products.
+    slopes: Vec<f64>,
+    /// Sums of magnitudes that the logits were added up from.
+    sizes: Vec<f64>,
+    /// Log-sum-exp, the sink included; -inf where no key is seen.
+    lse: f64,
+}
+
+impl Seen {
+    fn of(spec: &AttentionSpec, problem: &Problem<'_>, [token, head]: [usize; 2]) -> Self {
+        let (q_heads, kv_heads) = (spec.q_heads() as usize, spec.kv_heads() as usize);
+        let (dim, kv_head) = (spec.head_dim() as usize, head / spec.group() as usize);
+        let q = &problem.q[(token * q_heads + head) * dim..][..dim];
+        let q = embed(spec, q, problem.weights.q_norm, problem.query_position(token));
+        let (logits, slopes, sizes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seen = Self { q, keys: Vec::new(), logits, slopes, sizes, lse: f64::NEG_INFINITY };
+        for key in 0..problem.kv_len {
+            let Some(bias) = problem.bias(spec, [token, head, key]) else { continue };
+            let k = &problem.k[(key * kv_heads + kv_head) * dim..][..dim];
+            let (mut dot, mut size) = (0.0, 0.0);
+            for (&q, &k) in seen.q.iter().zip(k) {
+                let product = q * f64::from(k);
+                dot += product;
+                size += product.abs();
             }
-            let sink = match spec.sinks() && !keys.is_empty() {
+            let scale = f64::from(spec.scale());
+            let (mut logit, mut slope) = (scale * dot, scale);
+            size *= scale.abs();
+            if let Some(cap) = spec.softcap().map(f64::from) {
+                // An error before the cap counts as much as the slope there.
+                let bent = (logit / cap).tanh();
+                size = size * (1.0 - bent * bent) + cap * bent.abs();
+                slope *= 1.0 - bent * bent;
+                logit = cap * bent;
+            }
+            seen.keys.push(key);
+            seen.logits.push(logit + bias);
+            seen.slopes.push(slope);
+            seen.sizes.push(size + bias.abs());
+        }
+        if !seen.keys.is_empty() {
+            let sink = match spec.sinks() {
                 true => f64::from(problem.weights.sinks[head]),
                 false => f64::NEG_INFINITY,
             };
-            let max = logits.iter().copied().fold(sink, f64::max);
-            let sum: f64 = logits.iter().map(|x| (x - max).exp()).sum::<f64>() + (sink - max).exp();
-            let mut out = vec![0.0; v_dim];
-            for ((key, x), size) in keys.iter().zip(&logits).zip(&sizes) {
-                let weight = (x - max).exp() / sum;
-                let row = key * kv_heads + kv_head;
-                let v = match spec.v_in_k() {
-                    true => &problem.k[row * dim..][..v_dim],
-                    false => &problem.v[row * v_dim..][..v_dim],
-                };
+            let max = seen.logits.iter().copied().fold(sink, f64::max);
+            let sum: f64 = seen.logits.iter().map(|x| (x - max).exp()).sum::<f64>() + (sink - max).exp();
+            seen.lse = max + sum.ln();
+        }
+        seen
+    }
+}
+
+impl Problem<'_> {
+    /// The value of a key.
+    fn value(&self, spec: &AttentionSpec, row: usize) -> &[f32] {
+        let (dim, v_dim) = (spec.head_dim() as usize, spec.v_head_dim() as usize);
+        match spec.v_in_k() {
+            true => &self.k[row * dim..][..v_dim],
+            false => &self.v[row * v_dim..][..v_dim],
+        }
+    }
+}
+
+/// Attention of one sequence, as [`AttentionSpec`] defines it, in f64.
+pub fn attention(spec: &AttentionSpec, problem: &Problem<'_>) -> Answer {
+    let (q_heads, kv_heads) = (spec.q_heads() as usize, spec.kv_heads() as usize);
+    let mut answer = Answer::default();
+    for token in 0..problem.q_len {
+        for head in 0..q_heads {
+            let seen = Seen::of(spec, problem, [token, head]);
+            let mut out = vec![0.0; spec.v_head_dim() as usize];
+            for ((key, x), size) in seen.keys.iter().zip(&seen.logits).zip(&seen.sizes) {
+                let weight = (x - seen.lse).exp();
+                let v = problem.value(spec, key * kv_heads + head / spec.group() as usize);
                 for (o, &v) in out.iter_mut().zip(v) {
                     *o += weight * f64::from(v);
                 }
@@ -182,7 +219,7 @@ pub fn attention(spec: &AttentionSpec, problem: &Problem<'_>) -> Answer {
                 }
             }
             answer.out.extend(out);
-            answer.lse.push(if keys.is_empty() { f64::NEG_INFINITY } else { max + sum.ln() });
+            answer.lse.push(seen.lse);
         }
     }
     answer
