@@ -17,6 +17,7 @@
 //! | their K, V and queries of a layer | [`Attention::append`], [`Attention::record`] | once per layer |
 //! | sinks, weights of q and k norms | [`Attention::set_weights`] | once per layer of a model |
 //! | a dense mask | [`Attention::mask`] | once per forward call |
+//! | gradients of the outputs | [`Attention::prepare_backward`], [`Attention::backward`] | once per step, and once per layer |
 //! | partial results of the same queries | [`Merge`] | as often as you like |
 //! | many users | [`KvCache::paged`], [`KvCache::fork`], [`KvCache::evict`] | |
 //! | a loop that the host does not watch | [`Attention::prepare_loop`], [`Attention::schedule`] | once, and once per step |
@@ -91,7 +92,7 @@ mod upload;
 pub mod verify;
 mod weights;
 
-pub use attention::{Attention, Bindings, Io, NewKv};
+pub use attention::{Attention, BackwardIo, BackwardStep, Bindings, Io, NewKv};
 pub use batch::{Batch, Sequence};
 #[cfg(feature = "safetensors")]
 pub use cache::Snapshot;

@@ -236,3 +236,39 @@ pub struct LoopSequence {
     /// Tokens before this one were evicted.
     pub begin: u32,
 }
+
+/// Head of the work list of `backward_store`. `StoreHead` in `shaders/backward_store.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct StoreHead {
+    /// Items that follow.
+    pub items: u32,
+    /// Elements of a head.
+    pub dim: u32,
+    /// Elements of the rows of f32 from a token to the next.
+    pub token: u32,
+    /// From a head to the next.
+    pub head: u32,
+    /// In front of the first.
+    pub first: u32,
+    /// 1 where gradients turn back.
+    pub turns: u32,
+    /// First element of the caller's tensor.
+    pub out_offset: u32,
+    /// Its elements from a token to the next.
+    pub out_token: u32,
+    /// From a head to the next.
+    pub out_head: u32,
+}
+
+/// A run of tokens whose gradients are stored. `StoreItem` in `shaders/backward_store.wgsl`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct StoreItem {
+    /// The first token.
+    pub token: u32,
+    /// Tokens.
+    pub tokens: u32,
+    /// Position that the first was turned to; the others follow.
+    pub position: i32,
+}

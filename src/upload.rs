@@ -48,6 +48,11 @@ impl Image {
         self.bytes.len() as u64
     }
 
+    /// All of it, as it is to be uploaded.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Whether bindings of the regions as they were are no longer good.
     pub(crate) fn moved(&self) -> bool {
         self.moved

@@ -10,3 +10,10 @@ fn scaled(dot: f32) -> f32 {
     let near = x + x * s * (-0.33333333 + s * (0.13333333 - s * 0.053968254));
     return CAP_LOG2 * select(far, near, abs(x) < 0.2);
 }
+
+// What a gradient with respect to the (natural) logit is multiplied by to be one with respect to the dot product: scale (1 - tanh^2),
+// where 1 - tanh^2 x = 4t / (1 + t)^2.
+fn scaled_slope(dot: f32) -> f32 {
+    let t = exp2(-2.0 * LOG2_E * abs(dot * SCALE_PER_CAP));
+    return SCALE * 4.0 * t / ((1.0 + t) * (1.0 + t));
+}

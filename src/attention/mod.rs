@@ -1,5 +1,6 @@
 //! Attention on the caller's device: compiled once, prepared once per forward call, recorded once per layer.
 
+mod backward;
 mod io;
 mod mask;
 mod prepare;
@@ -19,6 +20,8 @@ use crate::step::{Step, unique_id};
 use crate::upload::Launch;
 use crate::weights::LayerWeights;
 
+use backward::BackwardPipelines;
+pub use backward::{BackwardIo, BackwardStep};
 use io::ShardBindings;
 pub(crate) use io::check_apart;
 pub use io::{Bindings, Io, NewKv};
@@ -43,6 +46,8 @@ pub struct Attention {
     embed: Option<Pipeline>,
     /// For loops on the GPU, from the first one on.
     scheduler: OnceLock<Pipeline>,
+    /// For gradients, from the first step on that asks for them.
+    backward: OnceLock<BackwardPipelines>,
     checked: bool,
     pooled: bool,
     /// With a dense mask: `pack` and `classify`.
@@ -87,6 +92,7 @@ impl Attention {
             append: compile(plan.append())?,
             embed: plan.embed().map(compile).transpose()?,
             scheduler: OnceLock::new(),
+            backward: OnceLock::new(),
             checked: options.checked,
             pooled: options.pooled,
             mask,
@@ -225,10 +231,7 @@ impl Attention {
         if step.is_void() {
             return Ok(bindings);
         }
-        let masked = step.masked.load(Ordering::Relaxed) || step.attends().next().is_none();
-        if step.needs.mask.is_some() && !masked {
-            return Err(Error::field("mask", "not given", "call Attention::mask for this step first"));
-        }
+        self.check_masked(step)?;
         let bytes = self.plan.spec().q_dtype().bytes();
         let q = self.caps.view("q", &io.q, step.needs.q, bytes)?;
         let out = self.caps.view("out", &io.out, step.needs.out, bytes)?;
@@ -316,6 +319,15 @@ impl Attention {
         }
         dispatch(&self.combine, &bindings.combine, &step.combine);
         Ok(())
+    }
+
+    /// That a dense mask has been packed where one is to be read.
+    fn check_masked(&self, step: &Step) -> Result<(), Error> {
+        let masked = step.masked.load(Ordering::Relaxed) || step.attends().next().is_none();
+        match step.needs.mask.is_some() && !masked {
+            true => Err(Error::field("mask", "not given", "call Attention::mask for this step first")),
+            false => Ok(()),
+        }
     }
 
     /// That the work lists of `step` are for these kernels.

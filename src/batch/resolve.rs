@@ -94,6 +94,7 @@ impl Batch<'_> {
                 pages,
                 begin: pool.table.begin(s.id)?,
                 cuts,
+                nth: nth as u32,
                 ..StepSequence::default()
             };
             s.check_tree(spec, kv_len)?;
@@ -109,7 +110,15 @@ impl Batch<'_> {
             }
             s.pieces(StepSequence { mask, ..whole }, &mut resolved.input.sequences)?;
             let slot = kv_len - s.new_len;
-            let new = StepAppend { token: new_token, len: s.new_len, slot, position: slot, pages, cuts };
+            let new = StepAppend {
+                token: new_token,
+                len: s.new_len,
+                slot,
+                position: slot,
+                pages,
+                cuts,
+                nth: nth as u32,
+            };
             s.appends(spec, new, &mut resolved.input.appends);
         }
         resolved.behind_masks()?;
@@ -225,6 +234,7 @@ impl Sequence<'_> {
                 kv_len,
                 pages: whole.pages,
                 cuts: whole.cuts,
+                nth: whole.nth,
                 origin,
                 begin: whole.begin.saturating_sub(origin),
                 own_from: 0,

@@ -57,6 +57,8 @@ pub struct StepSequence {
     pub mask: MaskPlace,
     /// Where its slots go from shard to shard; none where the cache is one shard.
     pub cuts: Span,
+    /// Which sequence of the batch: documents of one share it.
+    pub nth: u32,
 }
 
 /// New tokens of one sequence.
@@ -74,6 +76,8 @@ pub struct StepAppend {
     pub pages: u32,
     /// As [`StepSequence::cuts`].
     pub cuts: Span,
+    /// As [`StepSequence::nth`].
+    pub nth: u32,
 }
 
 /// Keys that several sequences have in the same pages: read once for all of their rows (cascade attention).

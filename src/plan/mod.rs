@@ -1,5 +1,6 @@
 //! Which kernels, tiles and chunks for a spec on given caps, and why. Pure: no GPU is asked.
 
+mod backward;
 mod input;
 mod work;
 
@@ -9,6 +10,7 @@ use crate::params::{AppendItem, CombineItem, MAP_KEYS, WorkItem};
 use crate::shader::{BROADCAST_LANES, F16, Kernel, Tile, Variant, row_fours};
 use crate::spec::AttentionSpec;
 
+pub use backward::{BackwardLists, BackwardPlan};
 pub use input::{Cut, MaskPlace, Shared, Span, StepAppend, StepInput, StepSequence, Traffic};
 pub use work::WorkLists;
 
@@ -20,7 +22,7 @@ const DECODE_SUBGROUP_ROWS: u32 = 7;
 const MAX_RUN: u32 = 16;
 const RUN_ELEMENTS: u32 = 2048;
 /// Invocations of the kernels that are not tiled.
-const FLAT_THREADS: u32 = 64;
+pub(crate) const FLAT_THREADS: u32 = 64;
 
 /// Which family of kernels a plan takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,7 +64,7 @@ pub struct Plan {
     mask: Option<(Variant, Variant)>,
     chunk: Option<u32>,
     fill: u32,
-    binding_size: u64,
+    caps: Caps,
     reasons: Vec<String>,
 }
 
@@ -146,7 +148,7 @@ impl Plan {
             mask: spec.mask().is_dense().then(|| (flat(Kernel::Pack), flat(Kernel::Classify))),
             chunk: options.chunk,
             fill,
-            binding_size: caps.binding_size,
+            caps: caps.clone(),
             reasons,
         })
     }

@@ -46,7 +46,7 @@ impl WorkLists {
             let mut filler = Filler { plan, input, lists: self, words: &mut words, chunk };
             filler.fill();
             let bytes = self.state_rows * plan.state_row_bytes();
-            if bytes <= plan.binding_size.min(MAX_STATE_BYTES) {
+            if bytes <= plan.caps.binding_size.min(MAX_STATE_BYTES) {
                 break;
             }
             // Chunks as long as every sequence are as few as there can be.
@@ -55,7 +55,7 @@ impl WorkLists {
                 continue;
             }
             // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
-            if bytes <= plan.binding_size || input.shared.is_empty() {
+            if bytes <= plan.caps.binding_size || input.shared.is_empty() {
                 break;
             }
             input.share_nothing();
@@ -193,24 +193,7 @@ impl Filler<'_> {
             let row_end = rows.min(row_begin + tile_rows);
             let visible = s.visible(spec, row_begin..row_end);
             let keys = visible.start.max(s.own_from).min(visible.end)..visible.end;
-            let item = WorkItem {
-                token: s.token,
-                row_begin,
-                row_end,
-                key_begin: keys.start,
-                key_end: keys.end,
-                q_start: s.q_start,
-                pages: s.pages,
-                state: 0,
-                state_stride: WHOLE,
-                origin: s.origin,
-                mask: s.mask.word,
-                mask_head: s.mask.head,
-                mask_token: s.mask.token,
-                mask_key: s.mask.key,
-                map: 0,
-                list: NO_LIST,
-            };
+            let item = s.item(row_begin..row_end, keys.clone());
             let slots = keys.start + s.origin..keys.end + s.origin;
             let mut spans = cut(input.cuts(s.cuts), slots);
             let first = spans.next();
@@ -256,9 +239,33 @@ impl WorkLists {
     }
 }
 
+impl StepSequence {
+    /// Some of its rows over some of its keys, whole.
+    pub(super) fn item(&self, rows: Range<u32>, keys: Range<u32>) -> WorkItem {
+        WorkItem {
+            token: self.token,
+            row_begin: rows.start,
+            row_end: rows.end,
+            key_begin: keys.start,
+            key_end: keys.end,
+            q_start: self.q_start,
+            pages: self.pages,
+            state: 0,
+            state_stride: WHOLE,
+            origin: self.origin,
+            mask: self.mask.word,
+            mask_head: self.mask.head,
+            mask_token: self.mask.token,
+            mask_key: self.mask.key,
+            map: 0,
+            list: NO_LIST,
+        }
+    }
+}
+
 /// `slots` cut where they go from one shard to another, with the shard of each span; without cuts all lie in shard 0. Empty slots are
 /// no span.
-fn cut(cuts: &[Cut], slots: Range<u32>) -> impl Iterator<Item = (Range<u32>, u32)> + '_ {
+pub(super) fn cut(cuts: &[Cut], slots: Range<u32>) -> impl Iterator<Item = (Range<u32>, u32)> + '_ {
     let whole = (cuts.is_empty() && !slots.is_empty()).then(|| (slots.clone(), 0));
     let mut begin = slots.start;
     let spans = cuts.iter().filter_map(move |cut| {

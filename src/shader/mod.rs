@@ -56,11 +56,21 @@ pub enum Kernel {
     Merge,
     /// Turns lengths on the GPU into work lists.
     Schedule,
+    /// Backward: what the gradients of a row's logits have in common.
+    BackwardDelta,
+    /// Backward: queries.
+    BackwardQ,
+    /// Backward: keys and values.
+    BackwardKv,
+    /// Backward: sinks.
+    BackwardSinks,
+    /// Backward: turns gradients back and stores them.
+    BackwardStore,
 }
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Prefill,
         Self::Decode,
         Self::PrefillSubgroup,
@@ -73,6 +83,11 @@ impl Kernel {
         Self::Classify,
         Self::Merge,
         Self::Schedule,
+        Self::BackwardDelta,
+        Self::BackwardQ,
+        Self::BackwardKv,
+        Self::BackwardSinks,
+        Self::BackwardStore,
     ];
 
     /// Its name: that of its file, and of its label behind `gqa.`.
@@ -90,6 +105,11 @@ impl Kernel {
             Self::Classify => "classify",
             Self::Merge => "merge",
             Self::Schedule => "schedule",
+            Self::BackwardDelta => "backward_delta",
+            Self::BackwardQ => "backward_q",
+            Self::BackwardKv => "backward_kv",
+            Self::BackwardSinks => "backward_sinks",
+            Self::BackwardStore => "backward_store",
         }
     }
 
@@ -108,6 +128,11 @@ impl Kernel {
         matches!(self, Self::Prefill | Self::Decode | Self::PrefillSubgroup | Self::DecodeSubgroup)
     }
 
+    /// Whether it reads keys and values for gradients.
+    pub(crate) const fn differentiates(self) -> bool {
+        matches!(self, Self::BackwardQ | Self::BackwardKv)
+    }
+
     fn source(self) -> Source {
         match self {
             Self::Prefill => source!("prefill.wgsl"),
@@ -121,6 +146,11 @@ impl Kernel {
             Self::Classify => source!("classify.wgsl"),
             Self::Merge => source!("merge.wgsl"),
             Self::Schedule => source!("schedule.wgsl"),
+            Self::BackwardDelta => source!("backward_delta.wgsl"),
+            Self::BackwardQ => source!("backward_q.wgsl"),
+            Self::BackwardKv => source!("backward_kv.wgsl"),
+            Self::BackwardSinks => source!("backward_sinks.wgsl"),
+            Self::BackwardStore => source!("backward_store.wgsl"),
         }
     }
 }

@@ -39,6 +39,13 @@ impl Variant {
             Kernel::Classify => vec![(0, Read), (7, Write)],
             Kernel::Schedule => vec![(0, Read), (1, Write), (2, Write), (3, Write), (4, Write)],
             Kernel::Merge => vec![(0, Read), (1, Read), (2, Read), (4, Write), (5, Write)],
+            Kernel::BackwardDelta => vec![(0, Read), (1, Read), (4, Read), (5, Read), (6, Write)],
+            Kernel::BackwardSinks => vec![(0, Read), (5, Read), (6, Write)],
+            Kernel::BackwardStore => vec![(0, Read), (4, Write), (6, Read)],
+            Kernel::BackwardQ | Kernel::BackwardKv => {
+                let read = [0, 1, 2, 3, 4, 5].map(|number| (number, Read));
+                read.into_iter().chain([(6, Write), (7, Read)]).collect()
+            }
             _ => {
                 let mut all = vec![(0, Read), (1, Read), (2, Read)];
                 all.extend((!spec.v_in_k()).then_some((3, Read)));
@@ -50,8 +57,13 @@ impl Variant {
             }
         };
         bindings.extend(self.uses_table().then_some((8, Uniform)));
-        bindings.extend((self.counted && self.kernel.attends()).then_some((9, Write)));
+        bindings.extend(self.counts().then_some((9, Write)));
         bindings
+    }
+
+    /// Whether its reads of K and V are counted.
+    fn counts(&self) -> bool {
+        self.counted && (self.kernel.attends() || self.kernel.differentiates())
     }
 
     /// Whether the kernel reads the table.
@@ -61,6 +73,9 @@ impl Variant {
         match self.kernel {
             kernel if kernel.appends() => turns,
             kernel if kernel.combines() => spec.sinks(),
+            Kernel::BackwardSinks => true,
+            Kernel::BackwardStore => spec.rope().is_some(),
+            kernel if kernel.differentiates() => turns || spec.alibi().is_some(),
             kernel => {
                 let turns = turns && !self.is_embedded();
                 kernel.attends() && (turns || spec.sinks() || spec.alibi().is_some())
@@ -79,7 +94,9 @@ impl Variant {
     }
 
     pub(super) fn native_f16_out(&self) -> bool {
-        let writes = self.kernel.attends() || (self.kernel.combines() || self.kernel == Kernel::Merge);
+        let writes = self.kernel.attends()
+            || self.kernel.combines()
+            || matches!(self.kernel, Kernel::Merge | Kernel::BackwardStore);
         self.f16 == F16::Native && self.spec.q_dtype() == Dtype::F16 && writes
     }
 
@@ -119,6 +136,21 @@ impl Variant {
                 self.raw_part(&mut parts);
                 self.store_part(&mut parts);
             }
+            Kernel::BackwardDelta => {
+                self.raw_part(&mut parts);
+                self.d_out_part(&mut parts);
+            }
+            Kernel::BackwardSinks => {}
+            Kernel::BackwardStore => {
+                self.rope_part(&mut parts);
+                self.store_part(&mut parts);
+            }
+            Kernel::BackwardQ | Kernel::BackwardKv => {
+                self.logit_parts(&mut parts);
+                parts.push(source!("parts/map_none.wgsl"));
+                parts.push(source!("parts/gradient.wgsl"));
+                self.d_out_part(&mut parts);
+            }
             _ => self.attend_parts(&mut parts),
         }
         if self.uses_table() {
@@ -133,7 +165,8 @@ impl Variant {
         parts
     }
 
-    fn attend_parts(&self, parts: &mut Vec<Source>) {
+    /// Queries, keys and values, and the logits between them.
+    fn logit_parts(&self, parts: &mut Vec<Source>) {
         let spec = &self.spec;
         parts.extend([
             source!("parts/item.wgsl"),
@@ -145,7 +178,6 @@ impl Variant {
             source!("parts/pages.wgsl"),
             source!("parts/query.wgsl"),
             source!("parts/logits.wgsl"),
-            source!("parts/emit.wgsl"),
         ]);
         self.cache_parts(parts);
         parts.push(match spec.softcap() {
@@ -164,10 +196,6 @@ impl Variant {
         if spec.mask() != Mask::None {
             parts.push(source!("parts/masks.wgsl"));
         }
-        parts.push(match spec.mask().is_dense() {
-            true => source!("parts/map.wgsl"),
-            false => source!("parts/map_none.wgsl"),
-        });
         parts.push(match spec.mask() {
             Mask::Tree => source!("parts/position_tree.wgsl"),
             _ => source!("parts/position.wgsl"),
@@ -175,6 +203,16 @@ impl Variant {
         parts.push(match self.counted {
             true => source!("parts/fetch_counted.wgsl"),
             false => source!("parts/fetch_uncounted.wgsl"),
+        });
+        self.embed_parts(parts);
+    }
+
+    fn attend_parts(&self, parts: &mut Vec<Source>) {
+        self.logit_parts(parts);
+        parts.push(source!("parts/emit.wgsl"));
+        parts.push(match self.spec.mask().is_dense() {
+            true => source!("parts/map.wgsl"),
+            false => source!("parts/map_none.wgsl"),
         });
         match self.kernel {
             Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
@@ -185,7 +223,6 @@ impl Variant {
             Kernel::PrefillSubgroup => parts.push(source!("parts/broadcast_8.wgsl")),
             _ => {}
         }
-        self.embed_parts(parts);
         self.output_parts(parts);
     }
 
@@ -277,9 +314,20 @@ impl Variant {
             Some(_) => source!("parts/norm_rms.wgsl"),
             None => source!("parts/norm_none.wgsl"),
         });
+        self.rope_part(parts);
+    }
+
+    fn rope_part(&self, parts: &mut Vec<Source>) {
         parts.push(match self.spec.rope() {
             Some(_) => source!("parts/rope.wgsl"),
             None => source!("parts/rope_none.wgsl"),
+        });
+    }
+
+    fn d_out_part(&self, parts: &mut Vec<Source>) {
+        parts.push(match self.spec.q_dtype() {
+            Dtype::F16 => source!("parts/d_out_f16.wgsl"),
+            _ => source!("parts/d_out_f32.wgsl"),
         });
     }
 
@@ -317,11 +365,11 @@ impl Variant {
         let [q, k, v] =
             [self.spec.q_dtype(), self.spec.k_dtype(), self.spec.v_dtype()].map(|dtype| dtype == Dtype::F16);
         match self.kernel {
-            Kernel::Append | Kernel::Embed | Kernel::Merge => q,
+            Kernel::Append | Kernel::Embed | Kernel::Merge | Kernel::BackwardDelta => q,
             Kernel::Pack => q && self.spec.mask() == Mask::Add,
             // Outputs in whole words can be read back, too.
-            Kernel::Combine | Kernel::CombineRotated => q && self.f16 != F16::Native,
-            kernel => kernel.attends() && (q || k || v),
+            Kernel::Combine | Kernel::CombineRotated | Kernel::BackwardStore => q && self.f16 != F16::Native,
+            kernel => (kernel.attends() || kernel.differentiates()) && (q || k || v),
         }
     }
 }

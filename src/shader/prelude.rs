@@ -68,6 +68,7 @@ impl Variant {
         let log2_e = f64::from(std::f32::consts::LOG2_E);
         let cap = f64::from(spec.softcap().unwrap_or(1.0));
         let reals = [
+            ("SCALE", spec.scale()),
             ("SCALE_LOG2", spec.scale() * std::f32::consts::LOG2_E),
             ("SCALE_PER_CAP", (f64::from(spec.scale()) / cap) as f32),
             ("CAP_LOG2", (cap * log2_e) as f32),

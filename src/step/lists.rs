@@ -47,6 +47,7 @@ impl Launches {
             out_head: batch.new_v.head_stride,
             ..params
         };
+        (host.params, host.new) = (params, append);
         self.shards.clear();
         for (nth, ((prefill, decode), new)) in
             lists.prefill.iter().zip(&lists.decode).zip(&lists.append).enumerate()
@@ -64,6 +65,7 @@ impl Launches {
                 prefill: image.launch(caps, (&of(params, prefill.len()), prefill), grid(prefill.len()))?,
                 decode: image.launch(caps, (&of(params, decode.len()), decode), grid(decode.len()))?,
                 append: image.launch(caps, (&of(append, new.len()), new), grid(new.len()))?,
+                pages,
             });
         }
         let of = |params: Params, items: usize| Params { items: items as u32, ..params };

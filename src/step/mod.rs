@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::batch::{Batch, Resolved};
 use crate::cache::Layer;
 use crate::error::Error;
-use crate::params::AppendItem;
+use crate::params::{AppendItem, Params};
 use crate::pipeline::Pipeline;
 use crate::plan::{Plan, Traffic, WorkLists};
 use crate::upload::{Image, Launch, Region};
@@ -27,6 +27,8 @@ pub struct Step {
     pub(crate) attention: u64,
     /// Tells bindings of this step from those of others.
     pub(crate) stamp: u64,
+    /// Tells this batch from those that the step has held before.
+    pub(crate) batch: u64,
     pub(crate) shards: Vec<ShardLaunches>,
     pub(crate) combine: Launch,
     pub(crate) embed: Launch,
@@ -51,6 +53,8 @@ pub(crate) struct ShardLaunches {
     pub(crate) prefill: Launch,
     pub(crate) decode: Launch,
     pub(crate) append: Launch,
+    /// Pages of the shard.
+    pub(crate) pages: u32,
 }
 
 /// What makes the work of a step on the GPU.
@@ -68,6 +72,10 @@ pub(crate) struct Resident {
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     pub(crate) resolved: Resolved,
+    /// Where the tensors of the batch lie: queries, outputs and LSE.
+    pub(crate) params: Params,
+    /// New keys and values.
+    pub(crate) new: Params,
     pub(crate) lists: WorkLists,
     pub(super) image: Image,
     pub(crate) embed: Vec<AppendItem>,
@@ -154,6 +162,7 @@ impl Step {
         let mut step = Self {
             attention: maker.attention,
             stamp: unique_id(),
+            batch: unique_id(),
             shards: Vec::new(),
             combine: Launch::default(),
             embed: Launch::default(),
@@ -210,6 +219,7 @@ impl Step {
         self.host.shards = std::mem::replace(&mut self.shards, shards);
         (self.combine, self.embed, self.pack) = (combine, embed, pack);
         self.masked = AtomicBool::new(false);
+        self.batch = unique_id();
         let resolved = &self.host.resolved;
         self.traffic = Traffic::of(maker.plan.spec(), &resolved.input);
         self.host.image.write(maker.queue, &self.buffers.work);

@@ -49,7 +49,7 @@ impl Tolerance {
 }
 
 /// Error of a logit, relative to the magnitudes that it is added up from: some roundings of f32.
-const LOGIT: f64 = 5e-7;
+pub(super) const LOGIT: f64 = 5e-7;
 
 /// How a tensor differs from what was expected.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod compare;
+mod gradients;
 mod merging;
 mod metamorphic;
 mod problem;
@@ -12,8 +13,9 @@ mod runner;
 
 pub use adapters::{AdapterChoice, Gpu, adapters};
 pub use compare::{Mismatch, Tolerance, check, compare};
+pub use gradients::{DeviceGradients, check_gradients, random_gradients};
 pub use merging::merge;
 pub use metamorphic::{LAWS, Law, same};
-pub use problem::{Arrangement, Problem, ProblemMask, ProblemSequence, Weights};
+pub use problem::{Arrangement, Problem, ProblemMask, ProblemSequence, Stored, Weights};
 pub use random::{PER_SPEC, random_problem, random_problem_of, random_setup};
 pub use runner::{Output, Runner, Setup, run};

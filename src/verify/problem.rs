@@ -190,7 +190,11 @@ impl Problem {
     }
 
     /// The `nth` sequence as the reference takes it, with stored keys and values.
-    fn reference<'a>(&'a self, nth: usize, (k, v): (&'a [f32], &'a [f32])) -> reference::Problem<'a> {
+    pub(super) fn reference<'a>(
+        &'a self,
+        nth: usize,
+        (k, v): (&'a [f32], &'a [f32]),
+    ) -> reference::Problem<'a> {
         let s = &self.sequences[nth];
         reference::Problem {
             q: &s.q,
@@ -272,6 +276,17 @@ impl Tensor {
         let elements = layout.extent(shape) as usize;
         let nan = encode(dtype, &[f32::NAN]);
         Self { layout, shape, dtype, bytes: nan.repeat(elements.next_multiple_of(2)) }
+    }
+
+    /// Another of the same form, all NaN.
+    pub(super) fn blank(&self) -> Self {
+        let nan = encode(self.dtype, &[f32::NAN]);
+        Self { bytes: nan.repeat(self.bytes.len() / nan.len()), ..*self }
+    }
+
+    /// Reads all rows.
+    pub(super) fn read_all(&self) -> Vec<f32> {
+        self.read(0, self.shape.tokens)
     }
 
     /// Writes the rows of tokens from `first` on; `rows` is `[tokens][heads][dim]`.

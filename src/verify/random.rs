@@ -68,6 +68,10 @@ fn random_spec(seed: u64) -> AttentionSpec {
         _ => builder,
     };
     let builder = random_features(&mut rng, builder, (group * kv_heads, head_dim));
+    let builder = match rng.u32(..3) {
+        0 => builder.qk_norm(1e-6),
+        _ => builder,
+    };
     // Every draw is valid; were one not, another seed would do.
     builder.build().unwrap_or_else(|_| random_spec(seed.wrapping_add(1)))
 }
@@ -98,9 +102,31 @@ fn random_features(rng: &mut Rng, builder: SpecBuilder, (q_heads, head_dim): (u3
     if head_dim >= 2 && one_in(rng, 2) {
         builder = builder.rope(random_rope(rng, head_dim));
     }
-    match one_in(rng, 3) {
-        true => builder.qk_norm(1e-6),
-        false => builder,
+    builder
+}
+
+/// Of what trains.
+pub(super) fn training_spec(seed: u64) -> AttentionSpec {
+    let mut rng = Rng::with_seed(seed.wrapping_mul(2).wrapping_add(1));
+    let group = GROUPS[rng.usize(..GROUPS.len())];
+    let kv_heads = if group > 16 { 1 } else { rng.u32(1..=3) };
+    let dim = |rng: &mut Rng| match rng.bool() {
+        true => DIMS[rng.usize(..DIMS.len())].min(256),
+        false => rng.u32(1..=160),
+    };
+    let head_dim = dim(&mut rng);
+    let dtype = |rng: &mut Rng| [Dtype::F32, Dtype::F16, Dtype::Bf16][rng.usize(..3)];
+    let builder = AttentionSpec::builder(group * kv_heads, kv_heads, head_dim)
+        .v_head_dim(if rng.bool() { head_dim } else { dim(&mut rng) })
+        .q_dtype(if rng.u32(..3) == 0 { Dtype::F16 } else { Dtype::F32 })
+        .kv_dtype(dtype(&mut rng))
+        .v_dtype(dtype(&mut rng))
+        .causal(rng.u32(..4) != 0);
+    let spec = random_features(&mut rng, builder, (group * kv_heads, head_dim)).build();
+    match spec {
+        Ok(spec) if spec.mask() != Mask::Tree => spec,
+        // Trees do not train; every other draw is valid.
+        _ => training_spec(seed.wrapping_add(1 << 40)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs a problem on a device, through the public API: append in two steps, attend, read back.
 
 use super::adapters::Gpu;
+use super::gradients::DeviceGradients;
 use super::problem::{Problem, ProblemMask, Stored, Tensor};
 use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
@@ -11,6 +12,7 @@ use crate::pages::SequenceId;
 use crate::plan::Options;
 use crate::quant::decode_row;
 use crate::spec::{AttentionSpec, Dtype};
+use crate::step::Step;
 
 /// How a problem is run.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +36,8 @@ pub struct Output {
     pub fetches: Option<u32>,
     /// What the cache holds of each sequence, where that cannot be told from what came.
     pub stored: Option<Vec<Stored>>,
+    /// Gradients, where they were asked for.
+    pub gradients: Option<DeviceGradients>,
 }
 
 /// Attention compiled on a device, ready to run problems of one spec.
@@ -46,7 +50,7 @@ pub struct Runner<'a> {
 }
 
 /// The layer that problems use, of [`LAYERS`].
-const LAYER: u32 = 1;
+pub(super) const LAYER: u32 = 1;
 const LAYERS: u32 = 2;
 
 impl<'a> Runner<'a> {
@@ -75,6 +79,19 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// Whatever the library refuses, as text.
     pub fn run(&mut self, problem: &Problem) -> Result<Output, String> {
+        self.run_with(problem, None)
+    }
+
+    /// The same, and backwards from the gradient of the outputs, `[tokens][q_heads][v_head_dim]` of all sequences. What the cache holds
+    /// is always asked for.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_backward(&mut self, problem: &Problem, d_out: &[f32]) -> Result<Output, String> {
+        self.run_with(problem, Some(d_out))
+    }
+
+    fn run_with(&mut self, problem: &Problem, d_out: Option<&[f32]>) -> Result<Output, String> {
         if problem.spec.has_weights() {
             self.attention.set_weights(LAYER, &problem.weights.as_layer()).map_err(text)?;
         }
@@ -90,12 +107,12 @@ impl<'a> Runner<'a> {
         }
         let history: Vec<_> = problem.sequences.iter().map(|s| (0, s.history)).collect();
         let rest: Vec<_> = problem.sequences.iter().map(|s| (s.history, s.kv_len)).collect();
-        let call = Call { gpu, attention, problem, ids: &ids };
+        let call = Call { gpu, attention, problem, ids: &ids, d_out };
         if problem.sequences.iter().any(|s| s.history > 0) {
             call.append(&mut cache, &history, false)?;
         }
         let mut output = call.append(&mut cache, &rest, true)?;
-        if problem.must_ask() {
+        if problem.must_ask() || d_out.is_some() {
             output.stored = Some(call.stored(&cache)?);
         }
         Ok(output)
@@ -142,17 +159,28 @@ pub fn run(gpu: &Gpu, problem: &Problem, setup: &Setup) -> Result<Output, String
     Runner::new(gpu, &problem.spec, setup).map_err(text)?.run(problem)
 }
 
-struct Call<'a> {
-    gpu: &'a Gpu,
-    attention: &'a Attention,
-    problem: &'a Problem,
+pub(super) struct Call<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) attention: &'a Attention,
+    pub(super) problem: &'a Problem,
     ids: &'a [SequenceId],
+    /// Gradients of the outputs, where theirs are wanted.
+    pub(super) d_out: Option<&'a [f32]>,
+}
+
+/// What a call has on the device, for the way back.
+pub(super) struct Bound<'a> {
+    pub(super) step: &'a Step,
+    pub(super) q: (&'a Tensor, &'a wgpu::Buffer),
+    pub(super) out: (&'a Tensor, &'a wgpu::Buffer),
+    pub(super) lse: &'a wgpu::Buffer,
+    pub(super) new: [&'a Tensor; 2],
 }
 
 impl Call<'_> {
     /// Appends the given span of keys of every sequence, and attends where `queries`.
     fn append(&self, cache: &mut KvCache, spans: &[(u32, u32)], queries: bool) -> Result<Output, String> {
-        let Self { gpu, attention, problem, ids } = self;
+        let Self { gpu, attention, problem, ids, .. } = self;
         let spec = &problem.spec;
         let growth: Vec<_> = ids.iter().zip(spans).map(|(id, (from, to))| (*id, to - from)).collect();
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
@@ -211,12 +239,12 @@ impl Call<'_> {
             mask: problem.mask.as_ref().map(ProblemMask::layout),
         };
 
-        let [q, new_k, new_v, out_buffer, lse_buffer] =
+        let [q_buffer, k_buffer, v_buffer, out_buffer, lse_buffer] =
             [&q, &new_k, &new_v, &out, &lse].map(|t| gpu.upload("gqa.verify", &t.bytes));
         let step = attention.prepare(&gpu.queue, cache, &batch).map_err(text)?;
         let whole = wgpu::Buffer::as_entire_buffer_binding;
         attention
-            .append(&mut encoder, &step, LAYER, NewKv { k: whole(&new_k), v: whole(&new_v) })
+            .append(&mut encoder, &step, LAYER, NewKv { k: whole(&k_buffer), v: whole(&v_buffer) })
             .map_err(text)?;
         if let Some(mask) = &problem.mask {
             let bytes = mask.bytes(spec);
@@ -229,9 +257,17 @@ impl Call<'_> {
         if let Some(counter) = attention.fetch_counter() {
             encoder.clear_buffer(counter, 0, None);
         }
-        let io = Io { q: whole(&q), out: whole(&out_buffer), lse: Some(whole(&lse_buffer)) };
+        let io = Io { q: whole(&q_buffer), out: whole(&out_buffer), lse: Some(whole(&lse_buffer)) };
         attention.record(&mut encoder, &step, LAYER, io).map_err(text)?;
         gpu.finish(encoder)?;
+        let gradients = match self.d_out.filter(|_| queries) {
+            Some(d_out) => {
+                let (q, out, new) = ((&q, &q_buffer), (&out, &out_buffer), [&new_k, &new_v]);
+                let bound = Bound { step: &step, q, out, lse: &lse_buffer, new };
+                Some(self.backward(&bound, d_out)?)
+            }
+            None => None,
+        };
         let fetches = match attention.fetch_counter() {
             Some(counter) => gpu.download(counter)?.get(..4).map(bytemuck::pod_read_unaligned),
             None => None,
@@ -244,7 +280,7 @@ impl Call<'_> {
         if out.strays() + lse.strays() > 0 {
             return Err(format!("{} elements outside out and lse were written", out.strays() + lse.strays()));
         }
-        let mut output = Output { fetches, ..Output::default() };
+        let mut output = Output { fetches, gradients, ..Output::default() };
         let mut token = 0;
         for s in &sequences {
             output.out.push(out.read(token, s.q_len));
@@ -300,6 +336,6 @@ impl Call<'_> {
     }
 }
 
-fn text(error: Error) -> String {
+pub(super) fn text(error: Error) -> String {
     error.to_string()
 }

@@ -1,6 +1,8 @@
 //! `gqa verify`: random and metamorphic checks against the reference.
 
-use gqa::verify::{Gpu, LAWS, PER_SPEC, Runner, check, random_problem, random_setup};
+use gqa::verify::{
+    Gpu, LAWS, PER_SPEC, Runner, check, check_gradients, random_gradients, random_problem, random_setup,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Failure;
@@ -8,7 +10,8 @@ use crate::adapter::AdapterArgs;
 
 /// Check the kernels against the f64 reference: random problems and laws that attention obeys
 ///
-/// Forty problems share a spec, because compiling costs more than running. Outputs, cache slack and the gaps of tensors hold
+/// Gradients are those of the reference's backward pass, relative to the largest of their tensor: 1e-4, and 2e-2 where they are stored
+/// as f16. Forty problems share a spec, because compiling costs more than running. Outputs, cache slack and the gaps of tensors hold
 /// NaN before each run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -20,6 +23,9 @@ pub(crate) struct Args {
     /// Seed of the first problem; a failure prints the seed that repeats it
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Random problems whose gradients are checked, per adapter
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    gradients: u64,
     /// Times that each law is checked, per adapter
     #[arg(long, value_name = "N", default_value_t = 2)]
     laws: u64,
@@ -36,19 +42,20 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
 /// Runs all checks on one adapter and prints a summary; returns how many failed.
 fn verify(gpu: &Gpu, args: &Args) -> Result<usize, Failure> {
     let laws = args.laws * LAWS.len() as u64;
-    let bar = ProgressBar::new(args.count + laws);
+    let bar = ProgressBar::new(args.count + args.gradients + laws);
     if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {elapsed} {msg}") {
         bar.set_style(style);
     }
     bar.set_prefix(gpu.name());
     let start = std::time::Instant::now();
-    let failures = run_random(gpu, args, &bar)? + run_laws(gpu, args, &bar);
+    let failures = run_random(gpu, args, &bar)? + run_gradients(gpu, args, &bar)? + run_laws(gpu, args, &bar);
     bar.finish_and_clear();
     let verdict = if failures == 0 { "PASS" } else { "FAIL" };
     println!(
-        "{verdict} {}: {} random problems from seed {}, {laws} checks of {} laws, {failures} failures, {:.0} s",
+        "{verdict} {}: {} random problems and {} of gradients from seed {}, {laws} checks of {} laws, {failures} failures, {:.0} s",
         gpu.name(),
         args.count,
+        args.gradients,
         args.seed,
         LAWS.len(),
         start.elapsed().as_secs_f64(),
@@ -72,6 +79,30 @@ fn run_random(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failur
         if let Err(message) = result {
             failures += 1;
             bar.suspend(|| println!("seed {seed}: {message}\n  {:?}\n  {:?}", problem.spec, setup.options));
+        }
+        bar.inc(1);
+    }
+    Ok(failures)
+}
+
+fn run_gradients(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failure> {
+    let mut failures = 0;
+    let mut runner: Option<Runner<'_>> = None;
+    for seed in args.seed..args.seed.saturating_add(args.gradients) {
+        let (problem, d_out) = random_gradients(seed);
+        let setup = random_setup(seed);
+        let fits = |r: &Runner<'_>| *r.attention().plan().spec() == problem.spec;
+        let mut current = match runner.take().filter(fits) {
+            Some(runner) => runner,
+            None => Runner::new(gpu, &problem.spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?,
+        };
+        let result = check_gradients(&mut current, &problem, &d_out);
+        runner = Some(current);
+        if let Err(message) = result {
+            failures += 1;
+            bar.suspend(|| {
+                println!("gradients, seed {seed}: {message}\n  {:?}\n  {:?}", problem.spec, setup.options);
+            });
         }
         bar.inc(1);
     }

@@ -1,0 +1,187 @@
+//! Kernels and work lists of the backward pass.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use super::work::cut;
+use super::{FLAT_THREADS, Plan, StepInput, StepSequence};
+use crate::error::Error;
+use crate::params::{MAP_KEYS, StoreItem, WorkItem};
+use crate::shader::{Kernel, Tile, Variant};
+use crate::spec::{Dtype, Mask};
+
+/// Largest `head_dim` and `v_head_dim` that train: beyond, gradients of a tile leave the registers.
+const MAX_DIM: u32 = 256;
+/// Tokens that one workgroup stores.
+const STORE_TOKENS: u32 = 16;
+
+/// The kernels of the backward pass. They are compiled where gradients are wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackwardPlan {
+    /// Sums of the rows.
+    pub delta: Variant,
+    /// Gradients of queries.
+    pub queries: Variant,
+    /// Gradients of keys and values.
+    pub keys: Variant,
+    /// Gradients of sinks, where the spec has some.
+    pub sinks: Option<Variant>,
+    /// Gradients to the caller's tensors.
+    pub store: Variant,
+}
+
+impl Plan {
+    /// Plans the backward pass.
+    ///
+    /// # Errors
+    /// [`Error::Field`] for a spec that does not train: norms of queries and keys (normalise outside), rotated, blocked or fp8 storage,
+    /// trees, values in keys, dims beyond 256.
+    pub fn backward(&self) -> Result<BackwardPlan, Error> {
+        let spec = self.spec();
+        let refuse = |field, found: String, needed: &str| Err(Error::field(field, found, needed));
+        if spec.qk_norm().is_some() {
+            return refuse("qk_norm", "set".to_owned(), "gradients need it outside of attention");
+        }
+        if spec.rotated() {
+            return refuse("rotated", "true".to_owned(), "gradients need a cache that is not rotated");
+        }
+        if spec.v_in_k() {
+            return refuse("v_in_k", "true".to_owned(), "gradients need values of their own");
+        }
+        if spec.mask() == Mask::Tree {
+            return refuse("mask", "Tree".to_owned(), "trees of draft tokens have no gradients");
+        }
+        for (field, dtype) in [("k_dtype", spec.k_dtype()), ("v_dtype", spec.v_dtype())] {
+            if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
+                return refuse(field, dtype.to_string(), "gradients need f32, f16 or bf16");
+            }
+        }
+        for (field, dim) in [("head_dim", spec.head_dim()), ("v_head_dim", spec.v_head_dim())] {
+            if dim > MAX_DIM {
+                return refuse(field, dim.to_string(), "gradients need at most 256");
+            }
+        }
+        let variant =
+            |kernel, tile| Variant { kernel, tile, shuffle: false, pooled: false, ..self.combine().clone() };
+        let flat = |kernel| variant(kernel, Tile { rows: 1, keys: 1, threads: FLAT_THREADS });
+        let tile = |rows, keys| Tile { rows, keys, threads: rows * 2 };
+        // As in backward_q.wgsl: row_part, kv_part (9 groups a row), d_logits.
+        let bytes = |rows: u32| rows * 9 * 16 + MAP_KEYS * 9 * 16 + MAP_KEYS * rows * 4;
+        let rows =
+            if bytes(64) <= self.caps.workgroup_memory && self.caps.invocations >= 128 { 64 } else { 32 };
+        Ok(BackwardPlan {
+            delta: flat(Kernel::BackwardDelta),
+            queries: variant(Kernel::BackwardQ, tile(rows, MAP_KEYS)),
+            keys: variant(Kernel::BackwardKv, tile(MAP_KEYS, MAP_KEYS)),
+            sinks: spec.sinks().then(|| flat(Kernel::BackwardSinks)),
+            store: flat(Kernel::BackwardStore),
+        })
+    }
+}
+
+impl BackwardPlan {
+    /// All variants, each once.
+    pub fn variants(&self) -> Vec<&Variant> {
+        let Self { delta, queries, keys, sinks, store } = self;
+        [delta, queries, keys, store].into_iter().chain(sinks).collect()
+    }
+
+    /// The work of one step. Keys that several sequences share are read by each: gradients of their rows are not merged.
+    pub fn work(&self, input: &StepInput) -> BackwardLists {
+        let shards = input.shards.max(1) as usize;
+        let mut lists = BackwardLists {
+            queries: vec![Vec::new(); shards],
+            keys: vec![Vec::new(); shards],
+            ..BackwardLists::default()
+        };
+        for s in &input.sequences {
+            self.walk_queries(input, s, &mut lists.queries);
+            lists.queries_stored.extend(runs(s.token, s.q_len, s.origin as i32 + s.q_start));
+        }
+        for new in &input.appends {
+            for s in input.sequences.iter().filter(|s| s.nth == new.nth) {
+                let slots = new.slot.max(s.origin)..(new.slot + new.len).min(s.origin + s.kv_len);
+                for (span, shard) in cut(input.cuts(new.cuts), slots) {
+                    // What the first key's gradient is of.
+                    let token = new.token.wrapping_sub(new.slot);
+                    self.walk_keys(s, (span, token), &mut lists.keys[shard as usize]);
+                }
+            }
+            lists.keys_stored.extend(runs(new.token, new.len, new.position as i32));
+        }
+        for list in lists.queries.iter_mut().chain(&mut lists.keys) {
+            let pairs = |item: &WorkItem| {
+                u64::from(item.row_end - item.row_begin) * u64::from(item.key_end - item.key_begin)
+            };
+            list.sort_by_key(|item| Reverse(pairs(item)));
+        }
+        lists
+    }
+
+    /// Tiles of rows, each with all keys that it sees.
+    fn walk_queries(&self, input: &StepInput, s: &StepSequence, lists: &mut [Vec<WorkItem>]) {
+        let (spec, tile) = (&self.queries.spec, self.queries.tile.rows);
+        let rows = s.rows(spec);
+        for row in (0..rows).step_by(tile as usize) {
+            let rows = row..rows.min(row + tile);
+            let keys = s.visible(spec, rows.clone());
+            for (span, shard) in cut(input.cuts(s.cuts), keys.start + s.origin..keys.end + s.origin) {
+                let keys = span.start - s.origin..span.end - s.origin;
+                lists[shard as usize].push(s.item(rows.clone(), keys));
+            }
+        }
+    }
+
+    /// Tiles of keys, each with all rows that see some of it. `token` is what is added to a slot to give its new token.
+    fn walk_keys(&self, s: &StepSequence, (slots, token): (Range<u32>, u32), list: &mut Vec<WorkItem>) {
+        let (spec, tile) = (&self.keys.spec, self.keys.tile.keys);
+        for slot in slots.clone().step_by(tile as usize) {
+            let keys = slot - s.origin..slots.end.min(slot + tile) - s.origin;
+            let tokens = seers(s.q_len, |nth| {
+                let seen = spec.visible(i64::from(s.q_start) + i64::from(nth), s.kv_len);
+                (seen.end <= keys.start, seen.start < keys.end)
+            });
+            let rows = tokens.start * spec.group()..tokens.end * spec.group();
+            if !rows.is_empty() {
+                list.push(WorkItem { state: token.wrapping_add(slot), ..s.item(rows, keys) });
+            }
+        }
+    }
+}
+
+/// Of `count` tokens, whose visible keys move on from token to token, those from the first that is not `before` some keys up to the
+/// last that is not behind them (`reaches`).
+fn seers(count: u32, of: impl Fn(u32) -> (bool, bool)) -> Range<u32> {
+    let partition = |is_left: &dyn Fn(u32) -> bool| {
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_left(middle) { low = middle + 1 } else { high = middle }
+        }
+        low
+    };
+    let begin = partition(&|nth| of(nth).0);
+    begin..partition(&|nth| of(nth).1).max(begin)
+}
+
+/// `tokens` tokens in runs that one workgroup stores.
+fn runs(token: u32, tokens: u32, position: i32) -> impl Iterator<Item = StoreItem> {
+    (0..tokens).step_by(STORE_TOKENS as usize).map(move |at| StoreItem {
+        token: token + at,
+        tokens: STORE_TOKENS.min(tokens - at),
+        position: position + at as i32,
+    })
+}
+
+/// Items of the backward kernels for one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackwardLists {
+    /// For gradients of queries, by the shard whose keys they read, longest first.
+    pub queries: Vec<Vec<WorkItem>>,
+    /// For gradients of keys and values, by shard, longest first; [`WorkItem::state`] is the new token that the first key is.
+    pub keys: Vec<Vec<WorkItem>>,
+    /// Runs of query tokens.
+    pub queries_stored: Vec<StoreItem>,
+    /// Runs of new tokens.
+    pub keys_stored: Vec<StoreItem>,
+}
