@@ -3,7 +3,7 @@
 //! `gqa bench` measures the same against the adapter's ceilings; this is for comparing two versions of the code.
 
 use criterion::{Criterion, Throughput};
-use gqa::profile::{Shape, Workload};
+use gqa::profile::{Pass, Shape, Workload};
 use gqa::verify::{AdapterChoice, Gpu, adapters};
 use gqa::{AttentionSpec, Dtype, Options};
 
@@ -21,7 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("prefill/gqa", 8, 256, 256),
     ] {
         let spec = AttentionSpec::builder(32, kv_heads, 128).kv_dtype(Dtype::F16).build()?;
-        let workload = Workload::new(&gpu, &Shape { spec, q_len, kv_len, batch: 1 }, Options::default())?;
+        let workload = Workload::new(
+            &gpu,
+            &Shape { spec, q_len, kv_len, batch: 1, pass: Pass::Infer },
+            Options::default(),
+        )?;
         group.throughput(Throughput::Elements(u64::from(q_len)));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use gqa::params::{AppendItem, CombineItem, LoopHead, LoopTile, PackHead, PackItem, Params, WorkItem};
+use gqa::params::{
+    AppendItem, CombineItem, LoopHead, LoopTile, PackHead, PackItem, Params, StoreHead, StoreItem, WorkItem,
+};
+use gqa::plan::BackwardPlan;
 use gqa::shader::{Access, Compiler, F16, Kernel, Variant, link};
 use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
 use naga::back::{glsl, hlsl, msl, spv};
@@ -111,7 +114,9 @@ fn variants() -> BTreeMap<String, (Variant, Caps)> {
                 let options = Options { count_fetches, pooled, ..Options::default() };
                 let plan = Plan::new(&spec, &caps, &options).unwrap();
                 let (merge, schedule) = (plan.merge(), plan.schedule());
-                for variant in plan.variants().into_iter().chain([&merge, &schedule]) {
+                let backward = plan.backward().ok();
+                let backward = backward.iter().flat_map(BackwardPlan::variants);
+                for variant in plan.variants().into_iter().chain([&merge, &schedule]).chain(backward) {
                     let text = link(variant, Compiler::Naga).text;
                     let known = variants.entry(text).or_insert_with(|| (variant.clone(), caps.clone()));
                     if caps.workgroup_memory < known.1.workgroup_memory {
@@ -273,13 +278,23 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     let (turned, embed) = (module(rotated.combine()), module(rotated.embed().unwrap()));
     let decode = module(rotated.decode());
     let classify = module(plan.mask().unwrap().1);
-    for module in [&prefill, &combine, &append, &turned, &embed, &decode, &classify] {
+    let backward = plan.backward().unwrap();
+    let (d_queries, d_keys) = (module(&backward.queries), module(&backward.keys));
+    let delta = module(&backward.delta);
+    for module in
+        [&prefill, &combine, &append, &turned, &embed, &decode, &classify, &d_queries, &d_keys, &delta]
+    {
         assert_same_struct!(
             module, Params, items, slots, page_shift, page_mask, pages, k_headers, v_headers, lse, q_offset,
             q_token, q_head, out_offset, out_token, out_head, lse_offset, lse_token, lse_head, maps
         );
     }
-    for module in [&prefill, &decode, &classify] {
+    let store = module(&backward.store);
+    assert_same_struct!(
+        &store, StoreHead, items, dim, token, head, first, turns, out_offset, out_token, out_head
+    );
+    assert_same_struct!(&store, StoreItem, token, tokens, position);
+    for module in [&prefill, &decode, &classify, &d_queries, &d_keys] {
         assert_same_struct!(
             module,
             WorkItem,

@@ -12,6 +12,8 @@ use crate::spec::{Dtype, Mask};
 
 /// Largest `head_dim` and `v_head_dim` that train: beyond, gradients of a tile leave the registers.
 const MAX_DIM: u32 = 256;
+/// Largest dim of which a lane of the subgroup kernels holds two rows, or two keys, with their gradients.
+const CLOSE_DIM: u32 = 64;
 /// Tokens that one workgroup stores.
 const STORE_TOKENS: u32 = 16;
 
@@ -69,10 +71,27 @@ impl Plan {
         let bytes = |rows: u32| rows * 9 * 16 + MAP_KEYS * 9 * 16 + MAP_KEYS * rows * 4;
         let rows =
             if bytes(64) <= self.caps.workgroup_memory && self.caps.invocations >= 128 { 64 } else { 32 };
+        let portable = (
+            variant(Kernel::BackwardQ, tile(rows, MAP_KEYS)),
+            variant(Kernel::BackwardKv, tile(MAP_KEYS, MAP_KEYS)),
+        );
+        let (queries, keys) = match self.prefill() {
+            Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {
+                // Two rows or keys a lane, while what a lane holds of them stays close.
+                let lanes = tile.threads;
+                let each = if spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM { 2 } else { 1 };
+                let tile = |rows, keys| Tile { rows, keys, threads: lanes };
+                (
+                    variant(Kernel::BackwardQSubgroup, tile(lanes * each, 1)),
+                    variant(Kernel::BackwardKvSubgroup, tile(1, lanes * each)),
+                )
+            }
+            _ => portable,
+        };
         Ok(BackwardPlan {
             delta: flat(Kernel::BackwardDelta),
-            queries: variant(Kernel::BackwardQ, tile(rows, MAP_KEYS)),
-            keys: variant(Kernel::BackwardKv, tile(MAP_KEYS, MAP_KEYS)),
+            queries,
+            keys,
             sinks: spec.sinks().then(|| flat(Kernel::BackwardSinks)),
             store: flat(Kernel::BackwardStore),
         })

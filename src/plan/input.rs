@@ -209,6 +209,13 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// What the way back takes at least: five products where the way there has two (`q k^T` and `dO v^T`, then dq, dk and dv), and each
+    /// tensor with its gradient.
+    #[must_use]
+    pub fn backward(self) -> Self {
+        Self { bytes: 2 * self.bytes, flops: self.flops / 2 * 5 }
+    }
+
     /// Counts `input`.
     pub fn of(spec: &AttentionSpec, input: &StepInput) -> Self {
         let dims = u64::from(spec.head_dim() + spec.v_head_dim());

@@ -15,7 +15,7 @@ use crate::verify::Gpu;
 pub use ceilings::{CeilingSamplers, Ceilings};
 pub use serve::{Manner, Serve, ServeReport, ServeShape, serve};
 pub use timing::Timing;
-pub use workload::{Row, Shape, Workload};
+pub use workload::{Pass, Row, Shape, Workload};
 
 /// Seconds beyond which compiling is a small part of a first run, and one repetition is a sample.
 const LONG_SECONDS: f64 = 1.5;

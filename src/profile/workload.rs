@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Ceilings, Timing};
-use crate::attention::{Attention, Bindings, Io};
+use crate::attention::{Attention, BackwardIo, BackwardStep, Bindings, Io};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache, PagedShape};
 use crate::plan::{Options, Traffic};
@@ -11,6 +11,17 @@ use crate::quant::encode_row;
 use crate::spec::AttentionSpec;
 use crate::step::Step;
 use crate::verify::Gpu;
+
+/// Which way a shape is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Outputs alone.
+    Infer,
+    /// Outputs and log-sum-exp, as training needs them.
+    Forward,
+    /// Gradients of queries, keys and values.
+    Backward,
+}
 
 /// What is measured: `batch` sequences of equal lengths.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,12 +34,19 @@ pub struct Shape {
     pub kv_len: u32,
     /// Sequences.
     pub batch: u32,
+    /// Which way.
+    pub pass: Pass,
 }
 
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { spec, q_len, kv_len, batch } = self;
-        write!(f, "{spec}: {batch} x {q_len} queries on {kv_len} keys")
+        let Self { spec, q_len, kv_len, batch, pass } = self;
+        write!(f, "{spec}: {batch} x {q_len} queries on {kv_len} keys")?;
+        f.write_str(match pass {
+            Pass::Infer => "",
+            Pass::Forward => ", forward",
+            Pass::Backward => ", backward",
+        })
     }
 }
 
@@ -43,9 +61,25 @@ impl Shape {
 pub struct Workload {
     attention: Arc<Attention>,
     step: Step,
-    bindings: Bindings,
+    work: Work,
     shape: Shape,
     page: Option<u32>,
+}
+
+/// What is recorded.
+enum Work {
+    Attend(Bindings),
+    Differentiate(BackwardStep, Box<Tensors>),
+}
+
+/// Buffers of a layer that trains.
+struct Tensors {
+    q: wgpu::Buffer,
+    out: wgpu::Buffer,
+    lse: wgpu::Buffer,
+    dq: wgpu::Buffer,
+    dk: wgpu::Buffer,
+    dv: wgpu::Buffer,
 }
 
 impl Workload {
@@ -82,26 +116,72 @@ impl Workload {
         for _ in 0..batch {
             let id = cache.open()?;
             cache.extend(&mut encoder, &[(id, kv_len)])?;
-            sequences.push(Sequence { new_len: 0, ..Sequence::new(id, shape.q_len) });
+            let new_len = if shape.pass == Pass::Infer { 0 } else { kv_len };
+            sequences.push(Sequence { new_len, ..Sequence::new(id, shape.q_len) });
         }
         fill(gpu, &cache, spec);
         let mut rng = fastrand::Rng::with_seed(2);
-        let step = attention.prepare(&gpu.queue, &cache, &Batch::new(spec, &sequences))?;
-        let tokens = u64::from(batch) * u64::from(shape.q_len) * u64::from(spec.q_heads());
-        let bytes = |dim: u32| tokens * u64::from(dim) * u64::from(spec.q_dtype().bytes());
-        let q = gpu.upload("gqa.bench.q", &small_numbers(&mut rng, spec.q_dtype(), bytes(spec.head_dim())));
-        let out = gpu.upload("gqa.bench.out", &vec![0; bytes(spec.v_head_dim()) as usize]);
-        let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
-        let bindings = attention.bind(&step, 0, io)?;
-        Ok(Self { attention, step, bindings, shape: shape.clone(), page })
+        let mut call = Batch::new(spec, &sequences);
+        if shape.pass != Pass::Infer {
+            call = call.with_lse(spec);
+        }
+        let step = attention.prepare(&gpu.queue, &cache, &call)?;
+        let bytes = |(tokens, heads, dim): (u32, u32, u32)| {
+            let elements = u64::from(batch) * u64::from(tokens) * u64::from(heads) * u64::from(dim);
+            elements * u64::from(spec.q_dtype().bytes())
+        };
+        let (q_row, out_row) = (
+            (shape.q_len, spec.q_heads(), spec.head_dim()),
+            (shape.q_len, spec.q_heads(), spec.v_head_dim()),
+        );
+        let zeros = |label, bytes: u64| gpu.upload(label, &vec![0; bytes as usize]);
+        let q = gpu.upload("gqa.bench.q", &small_numbers(&mut rng, spec.q_dtype(), bytes(q_row)));
+        let out = zeros("gqa.bench.out", bytes(out_row));
+        let lse = zeros("gqa.bench.lse", u64::from(batch * shape.q_len * spec.q_heads()) * 4);
+        let whole = wgpu::Buffer::as_entire_buffer_binding;
+        let io = Io { q: whole(&q), out: whole(&out), lse: call.lse.map(|_| whole(&lse)) };
+        let work = match shape.pass {
+            Pass::Infer | Pass::Forward => Work::Attend(attention.bind(&step, 0, io)?),
+            Pass::Backward => {
+                // What the way back needs of the way there; the gradient of the outputs is the outputs.
+                let mut encoder = gpu.device.create_command_encoder(&Default::default());
+                attention.record(&mut encoder, &step, 0, io)?;
+                gpu.queue.submit([encoder.finish()]);
+                let dq = zeros("gqa.bench.dq", bytes(q_row));
+                let dk = zeros("gqa.bench.dk", bytes((kv_len, spec.kv_heads(), spec.head_dim())));
+                let dv = zeros("gqa.bench.dv", bytes((kv_len, spec.kv_heads(), spec.v_head_dim())));
+                let tensors = Box::new(Tensors { q, out, lse, dq, dk, dv });
+                Work::Differentiate(attention.prepare_backward(&step)?, tensors)
+            }
+        };
+        Ok(Self { attention, step, work, shape: shape.clone(), page })
     }
 
-    /// Records one forward call of one layer.
+    /// Records one call of one layer.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        // Bindings and step were made for each other.
-        let bound = self.attention.dispatch(&mut pass, &self.step, &self.bindings);
-        debug_assert!(bound.is_ok());
+        // Bindings, tensors and step were made for each other.
+        let recorded = match &self.work {
+            Work::Attend(bindings) => {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                self.attention.dispatch(&mut pass, &self.step, bindings)
+            }
+            Work::Differentiate(gradients, tensors) => {
+                let Tensors { q, out, lse, dq, dk, dv } = &**tensors;
+                let whole = wgpu::Buffer::as_entire_buffer_binding;
+                let io = BackwardIo {
+                    q: whole(q),
+                    out: whole(out),
+                    lse: whole(lse),
+                    d_out: whole(out),
+                    dq: whole(dq),
+                    dk: whole(dk),
+                    dv: whole(dv),
+                    d_sinks: None,
+                };
+                self.attention.backward(encoder, (&self.step, gradients), 0, io)
+            }
+        };
+        debug_assert!(recorded.is_ok());
     }
 
     /// What it is.
@@ -111,12 +191,15 @@ impl Workload {
 
     /// What must be moved and computed.
     pub fn traffic(&self) -> Traffic {
-        self.step.traffic()
+        match self.shape.pass {
+            Pass::Infer | Pass::Forward => self.step.traffic(),
+            Pass::Backward => self.step.traffic().backward(),
+        }
     }
 
     /// The row of the table for a measured time, still without ceilings.
     pub fn row(&self, section: &'static str, timing: Timing) -> Row {
-        let Traffic { bytes, flops } = self.step.traffic();
+        let Traffic { bytes, flops } = self.traffic();
         let [_, decodes, ..] = self.step.workgroups();
         let plan = self.attention.plan();
         let variant = if decodes > 0 { plan.decode() } else { plan.prefill() };
@@ -124,7 +207,11 @@ impl Workload {
         Row {
             section,
             spec: spec.to_string(),
-            kernel: variant.kernel.name(),
+            kernel: match self.shape.pass {
+                Pass::Infer => variant.kernel.name(),
+                Pass::Forward => "forward",
+                Pass::Backward => "backward",
+            },
             q_heads: spec.q_heads(),
             kv_heads: spec.kv_heads(),
             head_dim: spec.head_dim(),
@@ -152,7 +239,7 @@ pub struct Row {
     pub section: &'static str,
     /// The attention in words.
     pub spec: String,
-    /// The kernel that did the work; chunks are merged by `combine`, whose time is included.
+    /// The kernel that did the work (chunks are merged by `combine`, whose time is included); of training `forward` or `backward`.
     pub kernel: &'static str,
     /// Query heads.
     pub q_heads: u32,

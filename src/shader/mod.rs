@@ -62,6 +62,10 @@ pub enum Kernel {
     BackwardQ,
     /// Backward: keys and values.
     BackwardKv,
+    /// Backward: queries, rows across lanes.
+    BackwardQSubgroup,
+    /// Backward: keys and values, keys across lanes.
+    BackwardKvSubgroup,
     /// Backward: sinks.
     BackwardSinks,
     /// Backward: turns gradients back and stores them.
@@ -70,7 +74,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Prefill,
         Self::Decode,
         Self::PrefillSubgroup,
@@ -86,6 +90,8 @@ impl Kernel {
         Self::BackwardDelta,
         Self::BackwardQ,
         Self::BackwardKv,
+        Self::BackwardQSubgroup,
+        Self::BackwardKvSubgroup,
         Self::BackwardSinks,
         Self::BackwardStore,
     ];
@@ -108,6 +114,8 @@ impl Kernel {
             Self::BackwardDelta => "backward_delta",
             Self::BackwardQ => "backward_q",
             Self::BackwardKv => "backward_kv",
+            Self::BackwardQSubgroup => "backward_q_subgroup",
+            Self::BackwardKvSubgroup => "backward_kv_subgroup",
             Self::BackwardSinks => "backward_sinks",
             Self::BackwardStore => "backward_store",
         }
@@ -130,7 +138,10 @@ impl Kernel {
 
     /// Whether it reads keys and values for gradients.
     pub(crate) const fn differentiates(self) -> bool {
-        matches!(self, Self::BackwardQ | Self::BackwardKv)
+        matches!(
+            self,
+            Self::BackwardQ | Self::BackwardKv | Self::BackwardQSubgroup | Self::BackwardKvSubgroup
+        )
     }
 
     fn source(self) -> Source {
@@ -149,6 +160,8 @@ impl Kernel {
             Self::BackwardDelta => source!("backward_delta.wgsl"),
             Self::BackwardQ => source!("backward_q.wgsl"),
             Self::BackwardKv => source!("backward_kv.wgsl"),
+            Self::BackwardQSubgroup => source!("backward_q_subgroup.wgsl"),
+            Self::BackwardKvSubgroup => source!("backward_kv_subgroup.wgsl"),
             Self::BackwardSinks => source!("backward_sinks.wgsl"),
             Self::BackwardStore => source!("backward_store.wgsl"),
         }

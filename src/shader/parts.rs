@@ -19,6 +19,7 @@ impl Variant {
     pub fn uses_subgroups(&self) -> bool {
         match self.kernel {
             Kernel::PrefillSubgroup | Kernel::DecodeSubgroup => true,
+            Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => true,
             Kernel::Decode => self.shuffle,
             _ => false,
         }
@@ -42,7 +43,7 @@ impl Variant {
             Kernel::BackwardDelta => vec![(0, Read), (1, Read), (4, Read), (5, Read), (6, Write)],
             Kernel::BackwardSinks => vec![(0, Read), (5, Read), (6, Write)],
             Kernel::BackwardStore => vec![(0, Read), (4, Write), (6, Read)],
-            Kernel::BackwardQ | Kernel::BackwardKv => {
+            kernel if kernel.differentiates() => {
                 let read = [0, 1, 2, 3, 4, 5].map(|number| (number, Read));
                 read.into_iter().chain([(6, Write), (7, Read)]).collect()
             }
@@ -145,11 +146,14 @@ impl Variant {
                 self.rope_part(&mut parts);
                 self.store_part(&mut parts);
             }
-            Kernel::BackwardQ | Kernel::BackwardKv => {
+            kernel if kernel.differentiates() => {
                 self.logit_parts(&mut parts);
                 parts.push(source!("parts/map_none.wgsl"));
                 parts.push(source!("parts/gradient.wgsl"));
                 self.d_out_part(&mut parts);
+                if self.uses_subgroups() {
+                    parts.push(self.broadcast_part());
+                }
             }
             _ => self.attend_parts(&mut parts),
         }
@@ -217,10 +221,7 @@ impl Variant {
         match self.kernel {
             Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
             Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
-            Kernel::PrefillSubgroup if self.tile.threads == 4 => {
-                parts.push(source!("parts/broadcast_4.wgsl"))
-            }
-            Kernel::PrefillSubgroup => parts.push(source!("parts/broadcast_8.wgsl")),
+            Kernel::PrefillSubgroup => parts.push(self.broadcast_part()),
             _ => {}
         }
         self.output_parts(parts);
@@ -322,6 +323,13 @@ impl Variant {
             Some(_) => source!("parts/rope.wgsl"),
             None => source!("parts/rope_none.wgsl"),
         });
+    }
+
+    fn broadcast_part(&self) -> Source {
+        match self.tile.threads {
+            4 => source!("parts/broadcast_4.wgsl"),
+            _ => source!("parts/broadcast_8.wgsl"),
+        }
     }
 
     fn d_out_part(&self, parts: &mut Vec<Source>) {

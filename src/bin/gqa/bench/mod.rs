@@ -11,7 +11,7 @@ mod table;
 
 use std::path::PathBuf;
 
-use gqa::profile::{Ceilings, Row, Shape};
+use gqa::profile::{Ceilings, Pass, Row, Shape};
 
 use crate::Failure;
 use crate::adapter::AdapterArgs;
@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// A small set: MHA, GQA and MQA at a few lengths
     #[arg(long, conflicts_with_all = ["heads", "serve"])]
     quick: bool,
+    /// Measure training instead: shapes forward, and backward beside it
+    #[arg(long, conflicts_with_all = ["heads", "quick", "serve"])]
+    backward: bool,
     /// Measure a server's mixed batch instead, at once and sequence by sequence: 64 decodes of 200 to 8,000 tokens and 2 prefill chunks
     /// of 512; once as answers to few prompts, which share pages, and once with nothing shared
     #[arg(long)]
@@ -155,8 +158,10 @@ fn set(args: &Args, software: bool) -> Result<Set, Failure> {
         }
         Some(heads) => {
             let spec = args.spec.build(heads, args.causal)?;
-            Ok(Set::one(Shape { spec, q_len: args.q_len, kv_len: args.kv_len, batch: args.batch }))
+            let Args { q_len, kv_len, batch, .. } = *args;
+            Ok(Set::one(Shape { spec, q_len, kv_len, batch, pass: Pass::Infer }))
         }
+        None if args.backward => Set::backward(&args.spec),
         None if args.quick => Set::quick(&args.spec, software),
         None => Set::standard(&args.spec),
     }

@@ -1,7 +1,7 @@
 //! What `gqa bench` measures: sections of rows, in groups that are alive at once.
 
 use gqa::Dtype;
-use gqa::profile::Shape;
+use gqa::profile::{Pass, Shape};
 
 use crate::Failure;
 use crate::info::SpecArgs;
@@ -16,12 +16,21 @@ pub(super) enum Section {
     Batch,
     Queries,
     Prefill,
+    Backward,
 }
 
 impl Section {
     /// In the order of the report.
-    pub(super) const ALL: [Self; 7] =
-        [Self::One, Self::Context, Self::Storage, Self::Heads, Self::Batch, Self::Queries, Self::Prefill];
+    pub(super) const ALL: [Self; 8] = [
+        Self::One,
+        Self::Context,
+        Self::Storage,
+        Self::Heads,
+        Self::Batch,
+        Self::Queries,
+        Self::Prefill,
+        Self::Backward,
+    ];
 
     /// In JSON and CSV.
     pub(super) const fn name(self) -> &'static str {
@@ -33,6 +42,7 @@ impl Section {
             Self::Batch => "batch",
             Self::Queries => "queries",
             Self::Prefill => "prefill",
+            Self::Backward => "backward",
         }
     }
 
@@ -46,6 +56,7 @@ impl Section {
             Self::Batch => "Decode by batch",
             Self::Queries => "By query tokens",
             Self::Prefill => "Prefill",
+            Self::Backward => "Training, forward and backward",
         }
     }
 }
@@ -103,10 +114,26 @@ impl Set {
         Ok(set)
     }
 
+    /// What training takes: each shape forward, and backward beside it.
+    pub(super) fn backward(spec: &SpecArgs) -> Result<Self, Failure> {
+        let small = SpecArgs { dim: 64, v_dim: None, v_in_k: false, ..spec.clone() };
+        let shapes =
+            [(&small, (9, 3), 1024), (&small, (9, 9), 1024), (spec, (32, 8), 512), (spec, (32, 32), 512)];
+        let mut set = Self::default();
+        for (spec, heads, len) in shapes {
+            let spec = SpecArgs { kv_dtype: Dtype::F32, v_dtype: None, ..spec.clone() }.build(heads, true)?;
+            let forward = Shape { spec, q_len: len, kv_len: len, batch: 1, pass: Pass::Forward };
+            let backward = Shape { pass: Pass::Backward, ..forward.clone() };
+            set.add(Section::Backward, vec![vec![forward, backward]]);
+        }
+        Ok(set)
+    }
+
     /// Everything that this library has to be measured for.
     pub(super) fn standard(spec: &SpecArgs) -> Result<Self, Failure> {
         let gqa = spec.build((32, 8), true)?;
-        let shape = |q_len, kv_len, batch| Shape { spec: gqa.clone(), q_len, kv_len, batch };
+        let shape =
+            |q_len, kv_len, batch| Shape { spec: gqa.clone(), q_len, kv_len, batch, pass: Pass::Infer };
         let small = SpecArgs { dim: 64, v_dim: None, v_in_k: false, ..spec.clone() };
 
         let mut storages = Vec::new();
@@ -167,6 +194,7 @@ fn units(spec: &SpecArgs, lengths: &[(u32, u32)]) -> Result<Vec<Vec<Shape>>, Fai
             q_len: *q_len,
             kv_len: *kv_len,
             batch: 1,
+            pass: Pass::Infer,
         };
         specs.iter().map(shape).collect()
     };

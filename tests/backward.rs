@@ -1,0 +1,243 @@
+//! Gradients: against the f64 reference, against PyTorch, to the last bit, and with as few reads as promised.
+// Helpers of tests: clippy.toml allows it only in the tests themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{gpus, problem, with};
+use gqa::verify::{
+    Arrangement, PER_SPEC, Problem, ProblemMask, ProblemSequence, Runner, Weights, check_gradients,
+    random_gradients, random_setup,
+};
+use gqa::{Attention, Error};
+use gqa::{
+    AttentionSpec, BackwardIo, Batch, CacheShape, Dtype, Family, KvCache, Mask, Options, Rope, Sequence,
+};
+use serde_json::Value;
+
+#[test]
+fn random_problems() {
+    for gpu in gpus() {
+        for spec in 100..108 {
+            let setup = random_setup(spec * PER_SPEC);
+            let mut runner = Runner::new(&gpu, &random_gradients(spec * PER_SPEC).0.spec, &setup).unwrap();
+            for seed in spec * PER_SPEC..spec * PER_SPEC + 10 {
+                let (problem, d_out) = random_gradients(seed);
+                let result = check_gradients(&mut runner, &problem, &d_out);
+                assert_eq!(result, Ok(()), "{}, seed {seed}, {:?}, {setup:?}", gpu.name(), problem.spec);
+            }
+        }
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
+/// A case of `backward.json` as a problem, with the gradient of its outputs and what PyTorch found.
+fn case(case: &Value) -> (Problem, Vec<f32>, [Vec<f64>; 4]) {
+    let integer = |name: &str| u32::try_from(case[name].as_u64().unwrap()).unwrap();
+    let optional = |name: &str| Some(numbers(&case[name])).filter(|numbers| !numbers.is_empty());
+    let (keep, add, slopes) = (optional("keep"), optional("add"), optional("slopes"));
+    let mut builder = AttentionSpec::builder(integer("q_heads"), integer("kv_heads"), integer("head_dim"))
+        .v_head_dim(integer("v_head_dim"))
+        .causal(case["causal"].as_bool().unwrap())
+        .sinks(optional("sinks").is_some());
+    if let Some(window) = case["window"].as_array() {
+        let side = |i: usize| window[i].as_u64().unwrap() as u32;
+        builder = builder.window(side(0), side(1));
+    }
+    if let Some(cap) = case["softcap"].as_f64() {
+        builder = builder.softcap(cap as f32);
+    }
+    if case["rope"].as_bool().unwrap() {
+        builder = builder.rope(Rope::new(integer("head_dim")));
+    }
+    if let Some(slopes) = slopes {
+        builder = builder.alibi(&slopes);
+    }
+    let (kind, mask) = match (keep, add) {
+        (Some(keep), _) => (Mask::Keep, Some(keep)),
+        (_, Some(add)) => (Mask::Add, Some(add)),
+        _ => (Mask::None, None),
+    };
+    let (q_len, kv_len) = (integer("q_len"), integer("kv_len"));
+    let documents: Option<Vec<u32>> = case["documents"]
+        .as_array()
+        .map(|lens| lens.iter().map(|len| len.as_u64().unwrap() as u32).collect());
+    let [q, k, v] = ["q", "k", "v"].map(|name| numbers(&case[name]));
+    let sequence =
+        ProblemSequence { q_len, kv_len, q_start: None, history: 0, q, k, v, tree: None, documents };
+    let problem = Problem {
+        spec: builder.mask(kind).build().unwrap(),
+        sequences: vec![sequence],
+        inputs: Arrangement::TokensHeads,
+        outputs: Arrangement::HeadsTokens,
+        mask: mask.map(|values| ProblemMask { extents: [1, 1, q_len, kv_len], values, gaps: false }),
+        weights: Weights { sinks: optional("sinks").unwrap_or_default(), ..Weights::default() },
+    };
+    let expected = ["dq", "dk", "dv", "d_sinks"]
+        .map(|name| case[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect());
+    (problem, numbers(&case["d_out"]), expected)
+}
+
+#[test]
+fn pytorch_agrees() {
+    let cases: Value = serde_json::from_str(include_str!("data/backward.json")).unwrap();
+    let cases = cases.as_array().unwrap();
+    assert_eq!(cases.len(), 11);
+    for gpu in gpus() {
+        for value in cases {
+            let (problem, d_out, expected) = case(value);
+            let mut runner = Runner::new(&gpu, &problem.spec, &with(Family::Auto)).unwrap();
+            let gradients = runner.run_backward(&problem, &d_out).unwrap().gradients.unwrap();
+            for (nth, (got, expected)) in gradients.iter().zip(&expected).enumerate() {
+                assert_eq!(got.len(), expected.len());
+                let largest = expected.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+                for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                    let error = (f64::from(*got) - expected).abs();
+                    assert!(
+                        error <= 1e-5 * largest,
+                        "{}, {}: gradient {nth}, element {i} is {got}, PyTorch has {expected}",
+                        gpu.name(),
+                        value["name"]
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Two runs, and a run among other sequences, give the same bits: no sum depends on who comes first.
+#[test]
+fn gradients_are_the_same_bits() {
+    for gpu in gpus() {
+        let spec = AttentionSpec::builder(12, 2, 40).sinks(true).rope(Rope::new(40)).build().unwrap();
+        let mut runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
+        let problem = problem(&spec, 150, 150);
+        let d_out = vec![0.25; 150 * 12 * 40];
+        let [first, second] =
+            [(); 2].map(|()| runner.run_backward(&problem, &d_out).unwrap().gradients.unwrap());
+        let bits = |gradients: &[Vec<f32>; 4]| -> Vec<u32> {
+            gradients.iter().flatten().map(|x| x.to_bits()).collect()
+        };
+        assert!(first.iter().flatten().any(|x| *x != 0.0));
+        assert_eq!(bits(&first), bits(&second), "{}", gpu.name());
+    }
+}
+
+/// K and V are read once for all query heads of a group: by tiles of rows for dQ (K twice: for the logits, and for dQ), by tiles of
+/// keys for dK and dV, once for each tile of 32 rows.
+#[test]
+fn keys_are_not_expanded() {
+    let (len, dim) = (90, 32);
+    for gpu in gpus() {
+        let mut counts = Vec::new();
+        for group in [1, 8] {
+            let spec = AttentionSpec::builder(group * 2, 2, dim).causal(false).build().unwrap();
+            let mut setup = with(Family::Auto);
+            setup.options.count_fetches = true;
+            let mut runner = Runner::new(&gpu, &spec, &setup).unwrap();
+            let mut problem = problem(&spec, len, len);
+            problem.sequences[0].history = 0;
+            let d_out = vec![1.0; (len * group * 2 * dim) as usize];
+            check_gradients(&mut runner, &problem, &d_out).unwrap();
+            let fetches = runner.run_backward(&problem, &d_out).unwrap().fetches.unwrap();
+            let plan = runner.attention().plan().backward().unwrap();
+            let rows = len * group;
+            let of_queries = rows.div_ceil(plan.queries.tile.rows) * len * 2 * (3 * dim / 4);
+            let of_keys = rows.div_ceil(plan.keys.tile.rows) * len * 2 * (2 * dim / 4);
+            assert_eq!(fetches, of_queries + of_keys, "{}, group {group}", gpu.name());
+            counts.push(fetches);
+        }
+        // Eight times the heads in tiles of 32 or 64 rows; an expanded cache would be read eight times as often.
+        assert!(counts[1] < 8 * counts[0], "{counts:?}");
+    }
+}
+
+/// On a device with the least that WebGPU grants.
+#[test]
+fn without_any_optional_feature() {
+    for adapter in gqa::verify::adapters() {
+        let gpu = gqa::verify::Gpu::open_minimal(&adapter).unwrap();
+        for (q_dtype, kv_dtype, dim) in [(Dtype::F16, Dtype::F16, 256), (Dtype::F32, Dtype::Bf16, 127)] {
+            let spec = AttentionSpec::builder(6, 2, dim).q_dtype(q_dtype).kv_dtype(kv_dtype).build().unwrap();
+            let mut runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
+            let problem = problem(&spec, 21, 40);
+            let d_out: Vec<f32> = (0..21 * 6 * dim).map(|i| f32::from(i as u8) / 64.0 - 2.0).collect();
+            assert_eq!(check_gradients(&mut runner, &problem, &d_out), Ok(()), "{}, {spec:?}", gpu.name());
+        }
+    }
+}
+
+#[test]
+fn what_does_not_train_is_refused_by_name() {
+    let plain = || AttentionSpec::builder(8, 2, 64);
+    let caps = gqa::Caps::minimal();
+    let refusals = [
+        ("qk_norm", plain().qk_norm(1e-6)),
+        ("rotated", plain().rotated(true)),
+        ("v_in_k", plain().v_in_k(32)),
+        ("mask", plain().mask(Mask::Tree)),
+        ("k_dtype", plain().kv_dtype(Dtype::Q8)),
+        ("v_dtype", plain().v_dtype(Dtype::Fp8)),
+        ("head_dim", AttentionSpec::builder(8, 2, 320).v_head_dim(64)),
+        ("v_head_dim", plain().v_head_dim(257)),
+    ];
+    for (name, builder) in refusals {
+        let plan = gqa::Plan::new(&builder.build().unwrap(), &caps, &Options::default()).unwrap();
+        match plan.backward() {
+            Err(Error::Field { field, .. }) => assert_eq!(field, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn stale_and_incomplete_steps_are_refused() {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    let spec = AttentionSpec::builder(4, 2, 16).sinks(true).build().unwrap();
+    let attention = Attention::new(&device, spec.clone(), Options::default()).unwrap();
+    let mut cache =
+        KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 1, capacity: 64 }).unwrap();
+    let id = cache.open().unwrap();
+    let mut encoder = device.create_command_encoder(&Default::default());
+    cache.extend(&mut encoder, &[(id, 5)]).unwrap();
+    let sequences = [Sequence::new(id, 5)];
+    let batch = Batch::new(&spec, &sequences);
+    let step = attention.prepare(&queue, &cache, &batch).unwrap();
+    let field = |error: Error| match error {
+        Error::Field { field, .. } => field,
+        Error::Buffer { name, .. } => name,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(field(attention.prepare_backward(&step).unwrap_err()), "batch.lse");
+    let batch = batch.with_lse(&spec);
+    let mut step = attention.prepare(&queue, &cache, &batch).unwrap();
+    let gradients = attention.prepare_backward(&step).unwrap();
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 1 << 16,
+        usage: wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
+    });
+    let whole = || buffer.as_entire_buffer_binding();
+    let io = || BackwardIo {
+        q: whole(),
+        out: whole(),
+        lse: whole(),
+        d_out: whole(),
+        dq: whole(),
+        dk: whole(),
+        dv: whole(),
+        d_sinks: None,
+    };
+    let mut refused =
+        |step: &gqa::Step, io| attention.backward(&mut encoder, (step, &gradients), 0, io).unwrap_err();
+    assert_eq!(field(refused(&step, io())), "d_sinks");
+    let sinks = BackwardIo { d_sinks: Some(whole()), ..io() };
+    // The layer's sinks are not set.
+    assert_eq!(field(refused(&step, sinks.clone())), "weights");
+    attention.update(&queue, &cache, &batch, &mut step).unwrap();
+    assert_eq!(field(refused(&step, sinks)), "gradients");
+}
