@@ -4,8 +4,8 @@
 // the sums over the group never leave the workgroup, and no two workgroups write one place. Parts are staged as in `backward_q`. An
 // invocation has a tile of 4 keys x 4 rows of the logits, and 4 keys x every PART-th group of four columns of dk and dv.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 gradients of outputs, 5 (l, delta) of each row, 6 gradients of keys and values,
-// 7 words, 8 table, 9 fetch counter, the last two where a part uses them.
+// Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of keys and values, 7 words, 8 table,
+// 9 fetch counter, the last two where a part uses them.
 // An item's `state` is the new token that its first key is. A row of gradients is K4 groups of a key and V4 of its value.
 // Prelude: ROWS = KEYS = 32, THREADS = KEYS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
@@ -49,13 +49,13 @@ fn add_rows(sum: ptr<function, array<vec4<f32>, 4>>, x: u32, y: u32) {
 
 fn stage_queries(item: WorkItem, kv_head: u32, at: vec3<u32>) {
     for (var i = at.z; i < ROWS * PART; i += THREADS) {
-        row_part[i / PART * PITCH + i % PART] = query_four(item, kv_head, at.x + i / PART, at.y * PART + i % PART);
+        row_part[i / PART * PITCH + i % PART] = q_four(item, kv_head, at.x + i / PART, at.y * PART + i % PART);
     }
 }
 
 fn stage_d_outs(item: WorkItem, kv_head: u32, at: vec3<u32>) {
     for (var i = at.z; i < ROWS * PART; i += THREADS) {
-        row_part[i / PART * PITCH + i % PART] = d_out_four(item, kv_head, at.x + i / PART, at.y * PART + i % PART);
+        row_part[i / PART * PITCH + i % PART] = d_four(item, kv_head, at.x + i / PART, at.y * PART + i % PART);
     }
 }
 

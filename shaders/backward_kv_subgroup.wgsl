@@ -4,8 +4,8 @@
 // the group in turn, so the sums over the group never leave the lane. The lanes load a query and the gradient of its output together,
 // each every LANES-th group of four, and broadcast their parts. No workgroup memory, no barrier.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 gradients of outputs, 5 (l, delta) of each row, 6 gradients of keys and values,
-// 7 words, 8 table, 9 fetch counter, the last two where a part uses them.
+// Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of keys and values, 7 words, 8 table,
+// 9 fetch counter, the last two where a part uses them.
 // An item's `state` is the new token that its first key is. A row of gradients is K4 groups of a key and V4 of its value.
 // Prelude: LANES, KEYS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
 
@@ -55,14 +55,19 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     for (var row = item.row_begin; row < item.row_end; row++) {
         let seen = row_of(item, kv_head, row);
-        let sums = sums_of(item, kv_head, row);
+        let first = row_index(item, kv_head, row) * ROW4;
+        let sums = packed[first + K4 + V4];
         // The whole query and gradient in every lane: their parts are used twice.
         var q: array<vec4<f32>, K_WIDE>;
         var d: array<vec4<f32>, V_WIDE>;
         var dots: array<vec4<f32>, KEYS_EACH>;
         var d_weights: array<vec4<f32>, KEYS_EACH>;
         for (var i = 0u; i < K_PART; i++) {
-            let part = broadcast(query_four(item, kv_head, row, i * LANES + lane));
+            var mine = vec4(0.0);
+            if K4 % LANES == 0u || i * LANES + lane < K4 {
+                mine = packed[first + i * LANES + lane];
+            }
+            let part = broadcast(mine);
             for (var j = 0u; j < LANES; j++) {
                 q[i * LANES + j] = part[j];
                 for (var e = 0u; e < KEYS_EACH; e++) {
@@ -71,7 +76,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             }
         }
         for (var i = 0u; i < V_PART; i++) {
-            let part = broadcast(d_out_four(item, kv_head, row, i * LANES + lane));
+            var mine = vec4(0.0);
+            if V4 % LANES == 0u || i * LANES + lane < V4 {
+                mine = packed[first + K4 + i * LANES + lane];
+            }
+            let part = broadcast(mine);
             for (var j = 0u; j < LANES; j++) {
                 d[i * LANES + j] = part[j];
                 for (var e = 0u; e < KEYS_EACH; e++) {

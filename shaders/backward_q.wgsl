@@ -5,8 +5,8 @@
 // of 4 rows x 4 keys of the logits, and 4 rows x every PART-th group of four columns of dq.
 // Items of one row come from different shards of the cache, in dispatches of their own: each adds to what is there.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 gradients of outputs, 5 (l, delta) of each row, 6 gradients of queries,
-// 7 words, 8 table, 9 fetch counter, the last two where a part uses them.
+// Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of queries, 7 words, 8 table, 9 fetch counter, the last
+// two where a part uses them.
 // Prelude: ROWS (a multiple of 4), KEYS = 32, THREADS = ROWS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
 const PART: u32 = 8u;
@@ -78,7 +78,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var part = 0u; part < K_PARTS; part++) {
             for (var i = thread; i < ROWS * PART; i += THREADS) {
                 row_part[i / PART * PITCH + i % PART] =
-                    query_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
+                    q_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
             }
             stage_keys(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
@@ -90,7 +90,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var part = 0u; part < V_PARTS; part++) {
             for (var i = thread; i < ROWS * PART; i += THREADS) {
                 row_part[i / PART * PITCH + i % PART] =
-                    d_out_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
+                    d_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
             }
             for (var i = thread; i < KEYS * PART; i += THREADS) {
                 let key = tile + i / PART;
@@ -136,7 +136,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     for (var i = 0u; i < 4u; i++) {
         let row = item.row_begin + y * 4u + i;
         if row < item.row_end {
-            let first = (row_token(item, row) * Q_HEADS + query_head(kv_head, row)) * K4;
+            let first = row_index(item, kv_head, row) * K4;
             for (var part = 0u; part < K_PARTS; part++) {
                 if part * PART + x < K4 {
                     gradients[first + part * PART + x] += dq[part][i];

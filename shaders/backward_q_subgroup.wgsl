@@ -4,8 +4,8 @@
 // group of four, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier.
 // Items of one row come from different shards of the cache, in dispatches of their own: each adds to what is there.
 //
-// Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 gradients of outputs, 5 (l, delta) of each row, 6 gradients of queries,
-// 7 words, 8 table, 9 fetch counter, the last two where a part uses them.
+// Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of queries, 7 words, 8 table, 9 fetch counter, the last
+// two where a part uses them.
 // Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
 
 const ROWS_EACH: u32 = ROWS / LANES;
@@ -33,11 +33,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         rows[r] = row_of(item, kv_head, row);
         sums[r] = sums_of(item, kv_head, row);
         for (var c = 0u; c < K_WIDE; c++) {
-            q[r * K_WIDE + c] = query_four(item, kv_head, row, c);
+            q[r * K_WIDE + c] = q_four(item, kv_head, row, c);
             dq[r * K_WIDE + c] = vec4(0.0);
         }
         for (var c = 0u; c < V_WIDE; c++) {
-            d[r * V_WIDE + c] = d_out_four(item, kv_head, row, c);
+            d[r * V_WIDE + c] = d_four(item, kv_head, row, c);
         }
     }
 
@@ -97,7 +97,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     for (var r = 0u; r < ROWS_EACH; r++) {
         let row = item.row_begin + r * LANES + lane;
         if row < item.row_end {
-            let first = (row_token(item, row) * Q_HEADS + query_head(kv_head, row)) * K4;
+            let first = row_index(item, kv_head, row) * K4;
             for (var c = 0u; c < K4; c++) {
                 gradients[first + c] += dq[r * K_WIDE + c];
             }

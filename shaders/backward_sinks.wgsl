@@ -2,7 +2,7 @@
 //   dsink = - sum p delta
 // A workgroup takes one query head; an invocation every THREADS-th token, always the same ones, so sums are always the same.
 //
-// Bindings: 0 work list (Params only), 5 (l, delta) of each row, 6 gradients of the sinks, 8 table.
+// Bindings: 0 work list (Params only), 1 rows of `backward_rows`, 6 gradients of the sinks, 8 table.
 // Prelude: THREADS, Q_HEADS, SINKS_AT.
 
 struct SinkWork {
@@ -10,7 +10,7 @@ struct SinkWork {
 }
 
 @group(0) @binding(0) var<storage, read> work: SinkWork;
-@group(0) @binding(5) var<storage, read> row_sums: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> packed: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> d_sinks: array<f32>;
 
 var<workgroup> shares: array<f32, THREADS>;
@@ -24,7 +24,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let sink = table_number(SINKS_AT + head);
     var share = 0.0;
     for (var token = thread; token < work.params.items; token += THREADS) {
-        let sums = row_sums[token * Q_HEADS + head];
+        // Of a token that no sequence has, delta is 0.
+        let sums = packed[(token * Q_HEADS + head) * ROW4 + K4 + V4];
         share -= exp2(sink - sums.x) * sums.y;
     }
     shares[thread] = share;

@@ -21,13 +21,6 @@ struct StoreHead {
     out_head: u32,
 }
 
-// Tokens one behind the other.
-struct StoreItem {
-    token: u32,
-    tokens: u32,
-    position: i32,
-}
-
 struct StoreWork {
     head: StoreHead,
     items: array<StoreItem>,

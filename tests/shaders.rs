@@ -280,9 +280,9 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     let classify = module(plan.mask().unwrap().1);
     let backward = plan.backward().unwrap();
     let (d_queries, d_keys) = (module(&backward.queries), module(&backward.keys));
-    let delta = module(&backward.delta);
+    let d_rows = module(&backward.rows);
     for module in
-        [&prefill, &combine, &append, &turned, &embed, &decode, &classify, &d_queries, &d_keys, &delta]
+        [&prefill, &combine, &append, &turned, &embed, &decode, &classify, &d_queries, &d_keys, &d_rows]
     {
         assert_same_struct!(
             module, Params, items, slots, page_shift, page_mask, pages, k_headers, v_headers, lse, q_offset,

@@ -15,7 +15,7 @@ use crate::upload::{Image, Launch, Region};
 #[derive(Debug)]
 pub(super) struct BackwardPipelines {
     plan: BackwardPlan,
-    delta: Pipeline,
+    rows: Pipeline,
     queries: Pipeline,
     keys: Pipeline,
     sinks: Option<Pipeline>,
@@ -28,13 +28,14 @@ pub struct BackwardStep {
     /// The batch that it is of.
     batch: u64,
     work: wgpu::Buffer,
-    delta: Launch,
+    rows: Launch,
     sinks: Launch,
     queries: Vec<Launch>,
     keys: Vec<Launch>,
     /// Of queries, keys, values.
     store: [Launch; 3],
-    row_sums: wgpu::Buffer,
+    /// What `backward_rows` packs.
+    packed: wgpu::Buffer,
     /// In f32: of queries, of keys and values.
     gradients: [wgpu::Buffer; 2],
 }
@@ -71,7 +72,7 @@ impl BackwardStep {
     /// Bytes of GPU memory that it holds: linear in the tokens of the step.
     pub fn size(&self) -> u64 {
         let [q, kv] = &self.gradients;
-        [&self.work, &self.row_sums, q, kv].into_iter().map(wgpu::Buffer::size).sum()
+        [&self.work, &self.packed, q, kv].into_iter().map(wgpu::Buffer::size).sum()
     }
 }
 
@@ -109,7 +110,7 @@ impl Attention {
         let plan = self.plan.backward()?;
         let compile = |variant| Pipeline::new(&self.device, variant, self.checked);
         let pipelines = BackwardPipelines {
-            delta: compile(&plan.delta)?,
+            rows: compile(&plan.rows)?,
             queries: compile(&plan.queries)?,
             keys: compile(&plan.keys)?,
             sinks: plan.sinks.as_ref().map(compile).transpose()?,
@@ -127,9 +128,10 @@ impl Attention {
         let mut image = Image::default();
         let rows = u64::from(tokens) * u64::from(spec.q_heads());
         let of_tokens = Params { items: tokens, ..host.params };
-        // Kernels without items of their own: one word, so that the list is not empty.
-        let workgroups = rows.div_ceil(u64::from(crate::plan::FLAT_THREADS)) as usize;
-        let delta = image.launch(caps, (&of_tokens, &[0u32]), grid(workgroups, 1))?;
+        let (of_q, of_k) = (&lists.queries_stored, &lists.keys_stored);
+        let of_rows = Params { items: of_q.len() as u32, ..host.params };
+        let packed = image.launch(caps, (&of_rows, of_q), grid(of_q.len(), spec.q_heads()))?;
+        // It has no items of its own: one word, so that its list is not empty.
         let sinks = image.launch(caps, (&of_tokens, &[0u32]), grid(spec.q_heads() as usize, 1))?;
         let mut walks = [Vec::new(), Vec::new()];
         for (launches, lists) in walks.iter_mut().zip([&lists.queries, &lists.keys]) {
@@ -172,7 +174,6 @@ impl Attention {
             out_head: host.new.out_head,
             ..k_head
         };
-        let (of_q, of_k) = (&lists.queries_stored, &lists.keys_stored);
         let store = [
             image.launch(caps, (&q_head, of_q), grid(of_q.len(), spec.q_heads()))?,
             image.launch(caps, (&k_head, of_k), grid(of_k.len(), spec.kv_heads()))?,
@@ -192,12 +193,12 @@ impl Attention {
         Ok(BackwardStep {
             batch: step.batch,
             work: create_filled(&self.device, "gqa.backward", wgpu::BufferUsages::STORAGE, image.bytes())?,
-            delta,
+            rows: packed,
             sinks,
             queries,
             keys,
             store,
-            row_sums: buffer("gqa.row_sums", rows * 8)?,
+            packed: buffer("gqa.rows", rows * u64::from(k4 + v4 + 1) * 16)?,
             gradients: [
                 buffer("gqa.gradients.q", rows * u64::from(k4) * 16)?,
                 buffer("gqa.gradients.kv", new_rows * u64::from(k4 + v4) * 16)?,
@@ -287,6 +288,7 @@ impl Attention {
         let [dq, dkv] = &gradients.gradients;
         encoder.clear_buffer(dq, 0, None);
         encoder.clear_buffer(dkv, 0, None);
+        encoder.clear_buffer(&gradients.packed, 0, None);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.backward"),
             timestamp_writes: None,
@@ -300,17 +302,18 @@ impl Attention {
             pass.set_bind_group(0, &bind(&self.device, pipeline, &resources), &[]);
             pass.dispatch_workgroups(x, y, z);
         };
-        let row_sums = || gradients.row_sums.as_entire_binding();
-        run(&pipelines.delta, &gradients.delta, &[(1, out), (4, d_out.clone()), (5, lse), (6, row_sums())]);
+        let packed = || gradients.packed.as_entire_binding();
+        let resources = [(1, q), (2, out), (4, d_out), (5, lse), (6, packed())];
+        run(&pipelines.rows, &gradients.rows, &resources);
         if let (Some(sinks), Some(d_sinks)) = (&pipelines.sinks, d_sinks) {
-            run(sinks, &gradients.sinks, &[(5, row_sums()), (6, d_sinks)]);
+            run(sinks, &gradients.sinks, &[(1, packed()), (6, d_sinks)]);
         }
         let walks = [(&pipelines.queries, &gradients.queries, dq), (&pipelines.keys, &gradients.keys, dkv)];
         for (pipeline, launches, into) in walks {
             for (Shard { k, v }, launch) in shards.iter().zip(launches) {
                 let mut resources =
-                    vec![(1, q.clone()), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
-                resources.extend([(4, d_out.clone()), (5, row_sums()), (6, into.as_entire_binding())]);
+                    vec![(1, packed()), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
+                resources.push((6, into.as_entire_binding()));
                 resources.push((7, step.buffers.words.as_entire_binding()));
                 resources.extend(self.fetches.as_ref().map(|b| (9, b.as_entire_binding())));
                 run(pipeline, launch, &resources);

@@ -20,8 +20,8 @@ const STORE_TOKENS: u32 = 16;
 /// The kernels of the backward pass. They are compiled where gradients are wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackwardPlan {
-    /// Sums of the rows.
-    pub delta: Variant,
+    /// Packs rows for the others.
+    pub rows: Variant,
     /// Gradients of queries.
     pub queries: Variant,
     /// Gradients of keys and values.
@@ -89,7 +89,7 @@ impl Plan {
             _ => portable,
         };
         Ok(BackwardPlan {
-            delta: flat(Kernel::BackwardDelta),
+            rows: flat(Kernel::BackwardRows),
             queries,
             keys,
             sinks: spec.sinks().then(|| flat(Kernel::BackwardSinks)),
@@ -101,8 +101,8 @@ impl Plan {
 impl BackwardPlan {
     /// All variants, each once.
     pub fn variants(&self) -> Vec<&Variant> {
-        let Self { delta, queries, keys, sinks, store } = self;
-        [delta, queries, keys, store].into_iter().chain(sinks).collect()
+        let Self { rows, queries, keys, sinks, store } = self;
+        [rows, queries, keys, store].into_iter().chain(sinks).collect()
     }
 
     /// The work of one step. Keys that several sequences share are read by each: gradients of their rows are not merged.

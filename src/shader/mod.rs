@@ -56,8 +56,8 @@ pub enum Kernel {
     Merge,
     /// Turns lengths on the GPU into work lists.
     Schedule,
-    /// Backward: what the gradients of a row's logits have in common.
-    BackwardDelta,
+    /// Backward: packs rows for the others.
+    BackwardRows,
     /// Backward: queries.
     BackwardQ,
     /// Backward: keys and values.
@@ -87,7 +87,7 @@ impl Kernel {
         Self::Classify,
         Self::Merge,
         Self::Schedule,
-        Self::BackwardDelta,
+        Self::BackwardRows,
         Self::BackwardQ,
         Self::BackwardKv,
         Self::BackwardQSubgroup,
@@ -111,7 +111,7 @@ impl Kernel {
             Self::Classify => "classify",
             Self::Merge => "merge",
             Self::Schedule => "schedule",
-            Self::BackwardDelta => "backward_delta",
+            Self::BackwardRows => "backward_rows",
             Self::BackwardQ => "backward_q",
             Self::BackwardKv => "backward_kv",
             Self::BackwardQSubgroup => "backward_q_subgroup",
@@ -157,7 +157,7 @@ impl Kernel {
             Self::Classify => source!("classify.wgsl"),
             Self::Merge => source!("merge.wgsl"),
             Self::Schedule => source!("schedule.wgsl"),
-            Self::BackwardDelta => source!("backward_delta.wgsl"),
+            Self::BackwardRows => source!("backward_rows.wgsl"),
             Self::BackwardQ => source!("backward_q.wgsl"),
             Self::BackwardKv => source!("backward_kv.wgsl"),
             Self::BackwardQSubgroup => source!("backward_q_subgroup.wgsl"),

@@ -40,11 +40,11 @@ impl Variant {
             Kernel::Classify => vec![(0, Read), (7, Write)],
             Kernel::Schedule => vec![(0, Read), (1, Write), (2, Write), (3, Write), (4, Write)],
             Kernel::Merge => vec![(0, Read), (1, Read), (2, Read), (4, Write), (5, Write)],
-            Kernel::BackwardDelta => vec![(0, Read), (1, Read), (4, Read), (5, Read), (6, Write)],
-            Kernel::BackwardSinks => vec![(0, Read), (5, Read), (6, Write)],
+            Kernel::BackwardRows => vec![(0, Read), (1, Read), (2, Read), (4, Read), (5, Read), (6, Write)],
+            Kernel::BackwardSinks => vec![(0, Read), (1, Read), (6, Write)],
             Kernel::BackwardStore => vec![(0, Read), (4, Write), (6, Read)],
             kernel if kernel.differentiates() => {
-                let read = [0, 1, 2, 3, 4, 5].map(|number| (number, Read));
+                let read = [0, 1, 2, 3].map(|number| (number, Read));
                 read.into_iter().chain([(6, Write), (7, Read)]).collect()
             }
             _ => {
@@ -75,8 +75,8 @@ impl Variant {
             kernel if kernel.appends() => turns,
             kernel if kernel.combines() => spec.sinks(),
             Kernel::BackwardSinks => true,
-            Kernel::BackwardStore => spec.rope().is_some(),
-            kernel if kernel.differentiates() => turns || spec.alibi().is_some(),
+            Kernel::BackwardRows | Kernel::BackwardStore => spec.rope().is_some(),
+            kernel if kernel.differentiates() => spec.alibi().is_some(),
             kernel => {
                 let turns = turns && !self.is_embedded();
                 kernel.attends() && (turns || spec.sinks() || spec.alibi().is_some())
@@ -137,20 +137,24 @@ impl Variant {
                 self.raw_part(&mut parts);
                 self.store_part(&mut parts);
             }
-            Kernel::BackwardDelta => {
-                self.raw_part(&mut parts);
-                self.d_out_part(&mut parts);
+            Kernel::BackwardRows => {
+                self.embed_parts(&mut parts);
+                parts.extend([source!("parts/row4.wgsl"), source!("parts/store_item.wgsl")]);
+                parts.push(match self.spec.q_dtype() {
+                    Dtype::F16 => source!("parts/outs_f16.wgsl"),
+                    _ => source!("parts/outs_f32.wgsl"),
+                });
             }
-            Kernel::BackwardSinks => {}
+            Kernel::BackwardSinks => parts.push(source!("parts/row4.wgsl")),
             Kernel::BackwardStore => {
+                parts.push(source!("parts/store_item.wgsl"));
                 self.rope_part(&mut parts);
                 self.store_part(&mut parts);
             }
             kernel if kernel.differentiates() => {
                 self.logit_parts(&mut parts);
                 parts.push(source!("parts/map_none.wgsl"));
-                parts.push(source!("parts/gradient.wgsl"));
-                self.d_out_part(&mut parts);
+                parts.extend([source!("parts/gradient.wgsl"), source!("parts/row4.wgsl")]);
                 if self.uses_subgroups() {
                     parts.push(self.broadcast_part());
                 }
@@ -169,7 +173,7 @@ impl Variant {
         parts
     }
 
-    /// Queries, keys and values, and the logits between them.
+    /// Rows, keys and values, and the logits between them.
     fn logit_parts(&self, parts: &mut Vec<Source>) {
         let spec = &self.spec;
         parts.extend([
@@ -180,7 +184,6 @@ impl Variant {
             source!("parts/words.wgsl"),
             source!("parts/places.wgsl"),
             source!("parts/pages.wgsl"),
-            source!("parts/query.wgsl"),
             source!("parts/logits.wgsl"),
         ]);
         self.cache_parts(parts);
@@ -200,20 +203,20 @@ impl Variant {
         if spec.mask() != Mask::None {
             parts.push(source!("parts/masks.wgsl"));
         }
-        parts.push(match spec.mask() {
-            Mask::Tree => source!("parts/position_tree.wgsl"),
-            _ => source!("parts/position.wgsl"),
-        });
         parts.push(match self.counted {
             true => source!("parts/fetch_counted.wgsl"),
             false => source!("parts/fetch_uncounted.wgsl"),
         });
-        self.embed_parts(parts);
     }
 
     fn attend_parts(&self, parts: &mut Vec<Source>) {
         self.logit_parts(parts);
-        parts.push(source!("parts/emit.wgsl"));
+        parts.extend([source!("parts/query.wgsl"), source!("parts/emit.wgsl")]);
+        parts.push(match self.spec.mask() {
+            Mask::Tree => source!("parts/position_tree.wgsl"),
+            _ => source!("parts/position.wgsl"),
+        });
+        self.embed_parts(parts);
         parts.push(match self.spec.mask().is_dense() {
             true => source!("parts/map.wgsl"),
             false => source!("parts/map_none.wgsl"),
@@ -332,13 +335,6 @@ impl Variant {
         }
     }
 
-    fn d_out_part(&self, parts: &mut Vec<Source>) {
-        parts.push(match self.spec.q_dtype() {
-            Dtype::F16 => source!("parts/d_out_f16.wgsl"),
-            _ => source!("parts/d_out_f32.wgsl"),
-        });
-    }
-
     fn raw_part(&self, parts: &mut Vec<Source>) {
         parts.extend(match (self.spec.q_dtype(), self.is_pooled()) {
             (Dtype::F16, false) => [source!("parts/raws_words.wgsl"), source!("parts/raw_f16.wgsl")],
@@ -373,11 +369,12 @@ impl Variant {
         let [q, k, v] =
             [self.spec.q_dtype(), self.spec.k_dtype(), self.spec.v_dtype()].map(|dtype| dtype == Dtype::F16);
         match self.kernel {
-            Kernel::Append | Kernel::Embed | Kernel::Merge | Kernel::BackwardDelta => q,
+            Kernel::Append | Kernel::Embed | Kernel::Merge | Kernel::BackwardRows => q,
             Kernel::Pack => q && self.spec.mask() == Mask::Add,
             // Outputs in whole words can be read back, too.
             Kernel::Combine | Kernel::CombineRotated | Kernel::BackwardStore => q && self.f16 != F16::Native,
-            kernel => (kernel.attends() || kernel.differentiates()) && (q || k || v),
+            kernel if kernel.differentiates() => k || v,
+            kernel => kernel.attends() && (q || k || v),
         }
     }
 }

@@ -1,7 +1,0 @@
-// Gradients of the outputs, stored as f32.
-
-@group(0) @binding(4) var<storage, read> d_outs: array<f32>;
-
-fn d_out(index: u32) -> f32 {
-    return d_outs[index];
-}
