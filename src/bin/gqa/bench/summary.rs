@@ -51,6 +51,7 @@ pub(super) fn findings(rows: &[Row], ceilings: &Ceilings) -> Vec<Finding> {
     found.extend(against("batch", "time of a batch over that of {} sequence; ", "1", &batches));
     let queries: Vec<_> = section(Section::Queries).map(|r| (r.q_len.to_string(), r)).collect();
     found.extend(against("queries", "time of several query tokens over that of {}; ", "1", &queries));
+    found.extend(backward(&section(Section::Backward).collect::<Vec<_>>()));
     if rows.iter().any(|r| r.page.is_some()) {
         let text =
             "keys marked p lie in pages of 16, since the sequence exceeds one storage binding".to_owned();
@@ -131,6 +132,19 @@ fn heads(rows: &[&Row], ceilings: &Ceilings) -> Vec<Finding> {
         found.push(Finding::new(name, text, values.map(|(name, value)| (name.to_owned(), value))));
     }
     found
+}
+
+/// What the way back takes, in times of the way there beside it.
+fn backward(rows: &[&Row]) -> Option<Finding> {
+    let pairs = rows.chunks_exact(2).filter(|pair| pair[1].kernel == "backward");
+    let values: Vec<_> =
+        pairs.map(|pair| (shape(pair[1]), pair[1].timing.median_s / pair[0].timing.median_s)).collect();
+    if values.is_empty() {
+        return None;
+    }
+    let each: Vec<_> = values.iter().map(|(shape, times)| format!("{shape} {times:.2} x")).collect();
+    let text = format!("backward over forward (2.5 x the operations): {}", each.join(", "));
+    Some(Finding::new("backward", text, values))
 }
 
 /// Times of rows against the one that is called `base`; `{}` in the text stands for it.

@@ -144,7 +144,8 @@ pub(super) fn csv(report: &Report) -> String {
 
 /// How many times faster than MHA with as many query heads, where that was measured too.
 fn speedup(row: &Row, rows: &[&Row]) -> Option<f64> {
-    let key = |r: &Row| (r.q_heads, r.head_dim, r.q_len, r.kv_len, r.batch, storage(r));
+    let way = |r: &Row| r.kernel == "backward";
+    let key = |r: &Row| (r.q_heads, r.head_dim, r.q_len, r.kv_len, r.batch, storage(r), way(r));
     let mha = rows.iter().find(|r| r.kv_heads == r.q_heads && key(r) == key(row))?;
     Some(mha.timing.median_s / row.timing.median_s)
 }
