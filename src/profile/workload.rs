@@ -69,7 +69,7 @@ pub struct Workload {
 /// What is recorded.
 enum Work {
     Attend(Bindings),
-    Differentiate(BackwardStep, Box<Tensors>),
+    Differentiate(Box<(BackwardStep, Tensors)>),
 }
 
 /// Buffers of a layer that trains.
@@ -150,8 +150,8 @@ impl Workload {
                 let dq = zeros("gqa.bench.dq", bytes(q_row));
                 let dk = zeros("gqa.bench.dk", bytes((kv_len, spec.kv_heads(), spec.head_dim())));
                 let dv = zeros("gqa.bench.dv", bytes((kv_len, spec.kv_heads(), spec.v_head_dim())));
-                let tensors = Box::new(Tensors { q, out, lse, dq, dk, dv });
-                Work::Differentiate(attention.prepare_backward(&step)?, tensors)
+                let tensors = Tensors { q, out, lse, dq, dk, dv };
+                Work::Differentiate(Box::new((attention.prepare_backward(&step)?, tensors)))
             }
         };
         Ok(Self { attention, step, work, shape: shape.clone(), page })
@@ -165,8 +165,8 @@ impl Workload {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
                 self.attention.dispatch(&mut pass, &self.step, bindings)
             }
-            Work::Differentiate(gradients, tensors) => {
-                let Tensors { q, out, lse, dq, dk, dv } = &**tensors;
+            Work::Differentiate(both) => {
+                let (gradients, Tensors { q, out, lse, dq, dk, dv }) = &**both;
                 let whole = wgpu::Buffer::as_entire_buffer_binding;
                 let io = BackwardIo {
                     q: whole(q),

@@ -84,8 +84,7 @@ pub fn check_gradients(runner: &mut Runner<'_>, problem: &Problem, d_out: &[f32]
         let allowed = relative * largest + lost + 1e-9;
         for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
             let error = (f64::from(*got) - expected).abs();
-            // NaN compares as wrong.
-            if !(error <= allowed) {
+            if error.is_nan() || error > allowed {
                 return Err(format!(
                     "{name} element {i}: got {got}, expected {expected:.9}: {error:.1e} off, {allowed:.1e} allowed"
                 ));

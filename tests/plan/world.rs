@@ -165,6 +165,7 @@ impl Draw {
                 origin,
                 begin: evicted.saturating_sub(origin),
                 mask: MaskPlace { key: -(kv_len as i32), ..MaskPlace::default() },
+                nth: nth as u32,
                 ..StepSequence::default()
             };
             let table = self.table(nth, len, &mut known);
@@ -184,6 +185,7 @@ impl Draw {
                 position: slot + 3,
                 pages: s.pages,
                 cuts: s.cuts,
+                nth: nth as u32,
             });
             // Some tokens lie between.
             token += seed.q_len + seed.own % 2;
