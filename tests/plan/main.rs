@@ -1,6 +1,7 @@
 //! Work lists: every visible (row, key) pair exactly once, whatever the batch, the pages and what they share. Pure, no GPU.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod backward;
 mod walk;
 mod world;
 
