@@ -121,39 +121,46 @@ mod tests {
         (0..len).map(|_| next()).collect()
     }
 
-    /// Gradients of q, k (turned), v and sinks against central differences.
+    /// What is varied: q, k (turned), v and sinks; and what is not.
+    struct Inputs<'a> {
+        varied: [Vec<f32>; 4],
+        mask: Option<&'a [f32]>,
+        documents: Option<&'a [u32]>,
+    }
+
+    impl Inputs<'_> {
+        fn problem(&self) -> Problem<'_> {
+            let ([q, k, v, sinks], [q_len, kv_len]) = (&self.varied, LENS);
+            Problem {
+                q,
+                k,
+                v,
+                q_len,
+                kv_len,
+                q_start: (kv_len - q_len) as i64,
+                mask: self.mask.map(|values| DenseMask { values, strides: [0, kv_len, 1] }),
+                documents: self.documents,
+                weights: LayerWeights { sinks, ..LayerWeights::default() },
+                ..Problem::default()
+            }
+        }
+    }
+
+    /// Gradients against central differences.
     fn check(builder: SpecBuilder, mask: Option<&[f32]>, documents: Option<&[u32]>) {
         let spec = builder.build().unwrap();
         let [q_len, kv_len] = LENS;
         let (heads, kv_heads) = (spec.q_heads() as usize, spec.kv_heads() as usize);
         let (dim, v_dim) = (spec.head_dim() as usize, spec.v_head_dim() as usize);
-        let inputs = [
+        let varied = [
             numbers(q_len * heads * dim, 1),
             numbers(kv_len * kv_heads * dim, 2),
             numbers(kv_len * kv_heads * v_dim, 3),
             numbers(if spec.sinks() { heads } else { 0 }, 4),
         ];
+        let mut inputs = Inputs { varied, mask, documents };
         let d_out = numbers(q_len * heads * v_dim, 5);
-        let problem = |[q, k, v, sinks]: [&[f32]; 4], of: &dyn Fn(&Problem<'_>)| {
-            let weights = LayerWeights { sinks, ..LayerWeights::default() };
-            let mask = mask.map(|values| DenseMask { values, strides: [0, kv_len, 1] });
-            let q_start = (kv_len - q_len) as i64;
-            of(&Problem { q, k, v, q_len, kv_len, q_start, mask, documents, weights, ..Problem::default() });
-        };
-        let views = |inputs: &[Vec<f32>; 4]| std::array::from_fn::<_, 4, _>(|i| inputs[i].clone());
-        let loss = |inputs: &[Vec<f32>; 4]| {
-            let sum = std::cell::Cell::new(0.0);
-            problem([&inputs[0], &inputs[1], &inputs[2], &inputs[3]], &|problem| {
-                let out = attention(&spec, problem).out;
-                sum.set(out.iter().zip(&d_out).map(|(o, d)| o * f64::from(*d)).sum());
-            });
-            sum.get()
-        };
-        let found = std::cell::RefCell::new(Gradients::default());
-        problem([&inputs[0], &inputs[1], &inputs[2], &inputs[3]], &|problem| {
-            *found.borrow_mut() = gradients(&spec, problem, &d_out);
-        });
-        let mut found = found.into_inner();
+        let mut found = gradients(&spec, &inputs.problem(), &d_out);
         // The keys that are varied are turned ones: so are the gradients to be, and R R^T is the magnitude squared.
         if let Some(rope) = spec.rope() {
             for (i, row) in found.k.chunks_mut(dim).enumerate() {
@@ -164,16 +171,21 @@ mod tests {
                 });
             }
         }
+        let loss = |inputs: &Inputs<'_>| -> f64 {
+            let out = attention(&spec, &inputs.problem()).out;
+            out.iter().zip(&d_out).map(|(o, d)| o * f64::from(*d)).sum()
+        };
         let step = 1.0 / 4096.0;
         for (which, gradient) in [&found.q, &found.k, &found.v, &found.sinks].into_iter().enumerate() {
-            assert_eq!(gradient.len(), inputs[which].len());
+            assert_eq!(gradient.len(), inputs.varied[which].len());
             assert!(gradient.is_empty() || gradient.iter().any(|x| *x != 0.0), "input {which} moves nothing");
             for (i, expected) in gradient.iter().enumerate() {
+                let here = inputs.varied[which][i];
                 let [more, less] = [step, -step].map(|step| {
-                    let mut moved = views(&inputs);
-                    moved[which][i] += step;
-                    loss(&moved)
+                    inputs.varied[which][i] = here + step;
+                    loss(&inputs)
                 });
+                inputs.varied[which][i] = here;
                 let slope = (more - less) / f64::from(2.0 * step);
                 assert!(
                     (slope - expected).abs() < 2e-6,

@@ -25,8 +25,8 @@ pub fn random_gradients(seed: u64) -> (Problem, Vec<f32>) {
     (problem, stored(spec.q_dtype(), &d_out))
 }
 
-/// The reference's gradients, from the keys and values that the device has stored: of each tensor as [`GradientOutput`] has it, with
-/// what an element was added up from at most.
+/// The reference's gradients, from the keys and values that the device has stored: as [`DeviceGradients`], with what an
+/// element of each was added up from at most, and a logit that matters.
 fn expected(problem: &Problem, runs: &[Stored], d_out: &[f32]) -> ([Vec<f64>; 4], [f64; 4], f64) {
     let spec = &problem.spec;
     let row = (spec.q_heads() * spec.v_head_dim()) as usize;
