@@ -74,7 +74,11 @@ pub fn pool_heads(
         }
     }
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        return Err(Error::field("kv_heads", kv_heads, format!("it must divide the {heads} heads there are")));
+        return Err(Error::field(
+            "kv_heads",
+            kv_heads,
+            format!("it must divide the {heads} heads there are"),
+        ));
     }
     let needed = shape.head().and_then(|head| head.checked_mul(heads));
     let Some(head) = shape.head().filter(|_| needed == Some(weights.len())) else {
