@@ -21,6 +21,7 @@
 //! | partial results of the same queries | [`Merge`] | as often as you like |
 //! | many users | [`KvCache::paged`], [`KvCache::fork`], [`KvCache::evict`] | |
 //! | a loop that the host does not watch | [`Attention::prepare_loop`], [`Attention::schedule`] | once, and once per step |
+//! | a checkpoint with too many KV heads | [`uptrain::pool_heads`], or `gqa convert` | once per model |
 //!
 //! The library never submits, polls, blocks or maps, and [`Attention::record`] creates no buffer and compiles nothing.
 //!
@@ -88,6 +89,7 @@ pub mod shader;
 mod spec;
 mod step;
 mod upload;
+pub mod uptrain;
 #[cfg(feature = "cli")]
 pub mod verify;
 mod weights;

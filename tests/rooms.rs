@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Rooms that must not name `wgpu`: pure, and tested without a GPU.
-const PURE: [&str; 13] = [
+const PURE: [&str; 14] = [
     "error",
     "rope",
     "spec",
@@ -18,6 +18,7 @@ const PURE: [&str; 13] = [
     "plan",
     "caps",
     "batch",
+    "uptrain",
 ];
 /// Rooms that own, fill or run what lies on the GPU.
 const IMPURE: [&str; 7] = [

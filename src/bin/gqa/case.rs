@@ -1,7 +1,7 @@
 //! Case files: one attention problem with its expected answer, see `docs/case-format.md`. Pure: bytes in, [`Case`] out.
 
 mod extents;
-mod header;
+pub(crate) mod header;
 mod mask;
 mod metadata;
 #[cfg(test)]
@@ -13,7 +13,7 @@ use gqa::verify::{Arrangement, Problem, ProblemMask, ProblemSequence, Weights};
 use gqa::{AttentionSpec, Dtype, Mask};
 
 pub(crate) use extents::Extents;
-use header::{Header, Tensor};
+use header::{Header, MAX_HEADER, Tensor};
 use mask::CaseMask;
 use metadata::Metadata;
 
@@ -80,7 +80,7 @@ impl Case {
     /// # Errors
     /// Says what is wrong with the file.
     pub(crate) fn parse(file: &[u8]) -> Result<Self, CaseError> {
-        let (header, data) = Header::read(file)?;
+        let (header, data) = Header::read(file, MAX_HEADER)?;
         let tensors = header.tensors(data);
         let find =
             |name: &str| tensors.get(name).copied().ok_or_else(|| CaseError::tensor(name, "is missing"));

@@ -1,8 +1,9 @@
-//! The `gqa` command: shows adapters and plans, runs case files, verifies kernels, measures them.
+//! The `gqa` command: shows adapters and plans, runs case files, verifies kernels, measures them, converts checkpoints.
 
 mod adapter;
 mod bench;
 mod case;
+mod convert;
 mod info;
 mod run;
 mod verify;
@@ -61,6 +62,7 @@ enum Command {
     Run(run::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    Convert(convert::Args),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Verify(args) => verify::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Convert(args) => convert::main(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,21 +13,21 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::CaseError;
 
-/// Largest header: a case has ten tensors at most, so this is ample.
-const MAX_HEADER: u64 = 1 << 20;
+/// Largest header of a case, which has ten tensors at most: ample.
+pub(crate) const MAX_HEADER: u64 = 1 << 20;
 const METADATA: &str = "__metadata__";
 
 /// A tensor of the file: its bytes are as many as its shape and dtype say.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tensor<'a> {
-    pub(super) dtype: Dtype,
-    pub(super) shape: &'a [usize],
-    pub(super) data: &'a [u8],
+pub(crate) struct Tensor<'a> {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    pub(crate) data: &'a [u8],
 }
 
 impl Tensor<'_> {
     /// The storage type, where it is one that this crate knows.
-    pub(super) fn float(&self) -> Option<Float> {
+    pub(crate) fn float(&self) -> Option<Float> {
         match self.dtype {
             Dtype::F32 => Some(Float::F32),
             Dtype::F16 => Some(Float::F16),
@@ -37,7 +37,7 @@ impl Tensor<'_> {
     }
 
     /// Elements `from` to `from + count` as f32: of floats, bytes and booleans; none of any other.
-    pub(super) fn floats(&self, from: usize, count: usize) -> impl Iterator<Item = f32> {
+    pub(crate) fn floats(&self, from: usize, count: usize) -> impl Iterator<Item = f32> {
         // Never 0, though there are types of fewer than 8 bits: a chunk must have a size.
         let size = (self.dtype.bitsize() / 8).max(1);
         let bytes = self.data.get(from * size..(from + count) * size).unwrap_or_default();
@@ -52,29 +52,29 @@ impl Tensor<'_> {
     }
 
     /// All elements of an i32 tensor.
-    pub(super) fn ints(&self) -> impl Iterator<Item = i32> {
+    pub(crate) fn ints(&self) -> impl Iterator<Item = i32> {
         self.data.chunks_exact(4).filter_map(|bytes| Some(i32::from_le_bytes(bytes.try_into().ok()?)))
     }
 }
 
 /// What stands before the data.
 #[derive(Debug)]
-pub(super) struct Header {
-    pub(super) metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, TensorInfo>,
+pub(crate) struct Header {
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl Header {
-    /// Reads the header of a file, and checks that its tensors fill the rest of the file without gap or overlap. Gives the
+    /// Reads the header of a file, of at most `max` bytes, and checks that its tensors fill the rest of the file without gap or overlap. Gives the
     /// header and the rest.
-    pub(super) fn read(file: &[u8]) -> Result<(Self, &[u8]), CaseError> {
+    pub(crate) fn read(file: &[u8], max: u64) -> Result<(Self, &[u8]), CaseError> {
         let refuse = |why: String| CaseError::Container(why);
         let Some((length, rest)) = file.split_first_chunk::<8>() else {
             return Err(refuse(format!("it has {} bytes, fewer than the 8 of a header length", file.len())));
         };
         let length = u64::from_le_bytes(*length);
-        if length > MAX_HEADER {
-            return Err(refuse(format!("its header claims {length} bytes, more than {MAX_HEADER}")));
+        if length > max {
+            return Err(refuse(format!("its header claims {length} bytes, more than {max}")));
         }
         let Some((text, data)) = rest.split_at_checked(length as usize) else {
             return Err(refuse(format!("its header claims {length} bytes, but only {} follow", rest.len())));
@@ -116,7 +116,7 @@ impl Header {
     }
 
     /// The tensors, by name.
-    pub(super) fn tensors<'a>(&'a self, data: &'a [u8]) -> BTreeMap<&'a str, Tensor<'a>> {
+    pub(crate) fn tensors<'a>(&'a self, data: &'a [u8]) -> BTreeMap<&'a str, Tensor<'a>> {
         let tensor = |info: &'a TensorInfo| {
             let data = data.get(info.data_offsets.0..info.data_offsets.1).unwrap_or_default();
             Tensor { dtype: info.dtype, shape: &info.shape, data }
@@ -155,7 +155,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 }
 
 /// A JSON object none of whose keys is repeated.
-struct Unique<V>(BTreeMap<String, V>);
+pub(crate) struct Unique<V>(pub(crate) BTreeMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
