@@ -121,17 +121,20 @@ fn sharded(dir: &Path, path: &Path) -> Result<Sharded, Failure> {
         return Err(refuse("`metadata` is no object".to_owned()));
     }
     let mut shards = Vec::new();
-    for name in places.values().collect::<BTreeSet<_>>() {
-        if !is_plain(name) {
-            let needed = "the plain name of a .safetensors file beside the index";
-            return Err(refuse(format!("the shard {name:?} is not {needed}")));
-        }
+    let names: BTreeSet<_> = places.values().collect();
+    if let Some(name) = names.iter().find(|name| !is_plain(name)) {
+        let needed = "the plain name of a .safetensors file beside the index";
+        return Err(refuse(format!("the shard {name:?} is not {needed}")));
+    }
+    for name in names {
         let shard = Shard::open(dir, name)?;
         for tensor in shard.header.tensors.keys() {
             match places.get(tensor) {
                 Some(place) if place == name => {}
                 Some(place) => {
-                    return Err(refuse(format!("tensor `{tensor}` lies in {name}, but should in {place}")));
+                    return Err(refuse(format!(
+                        "tensor `{tensor}` lies in {name}, but the index says {place}"
+                    )));
                 }
                 None => return Err(refuse(format!("tensor `{tensor}` of {name} is missing in the index"))),
             }

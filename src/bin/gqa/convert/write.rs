@@ -239,7 +239,8 @@ pub(super) fn rewritten_index(index: &Map<String, Value>, plan: &Plan<'_>) -> St
     format!("{:#}\n", Value::Object(index))
 }
 
-/// A directory that has another name until it is complete, and that is removed if it never is.
+/// A directory that has another name until it is complete, and that is removed if it never is: after an error or a panic, but
+/// not where the process is killed.
 #[derive(Debug)]
 pub(super) struct Output {
     partial: PathBuf,
