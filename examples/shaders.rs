@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use gqa::plan::BackwardPlan;
 use gqa::shader::{Compiler, link};
 use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, alibi_slopes};
 
@@ -77,7 +78,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for (name, spec) in specs()? {
             let plan = Plan::new(&spec, &caps, &Options::default())?;
             let (merge, schedule) = (plan.merge(), plan.schedule());
-            for variant in plan.variants().into_iter().chain([&merge, &schedule]) {
+            // Of what trains.
+            let backward = plan.backward().ok();
+            let backward = backward.iter().flat_map(BackwardPlan::variants);
+            for variant in plan.variants().into_iter().chain([&merge, &schedule]).chain(backward) {
                 let file = format!("{}-{adapter}-{name}.wgsl", variant.kernel);
                 texts.insert(file, link(variant, Compiler::Tint).text);
             }
