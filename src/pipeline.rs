@@ -35,7 +35,8 @@ impl Pipeline {
             // their sequence. Tables: laid out by the spec. `Merge::prepare` checks its layouts itself. States, lists and parts: sized
             // by the plan that numbers them. Work lists: items are counted in their head; a step's memory is used again only where all
             // of this holds for every binding made of it (`Step::renew`). In loops on the GPU lengths are clamped to what is reserved,
-            // and lists have room for the most that they then give (`Room`). Loops run over these same bounds, so they end. The tests
+            // and lists have room for the most that they then give (`Room`). Gradients: of the step's own batch (`BackwardStep::batch`), rows
+            // and gradients in f32 sized by its tokens, runs and tiles of its queries and new tokens (`BackwardPlan::work`). Loops run over these same bounds, so they end. The tests
             // run every kernel checked and unchecked.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };

@@ -20,6 +20,13 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
+    /// The list in `buffer`, to be bound.
+    pub(crate) fn list<'a>(&self, buffer: &'a wgpu::Buffer) -> wgpu::BindingResource<'a> {
+        let Region { offset, size } = self.region;
+        let size = std::num::NonZeroU64::new(size);
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+    }
+
     /// The dispatch, where there is work.
     pub(crate) fn get(&self) -> Option<[u32; 3]> {
         (self.grid[0] > 0).then_some(self.grid)

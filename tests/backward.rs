@@ -12,7 +12,8 @@ use gqa::verify::{
 };
 use gqa::{Attention, Error};
 use gqa::{
-    AttentionSpec, BackwardIo, Batch, CacheShape, Dtype, Family, KvCache, Mask, Options, Rope, Sequence,
+    AttentionSpec, BackwardIo, Batch, CacheShape, Dtype, Family, KvCache, Layout, Mask, Options, Rope,
+    Sequence,
 };
 use serde_json::Value;
 
@@ -222,6 +223,10 @@ fn stale_and_incomplete_steps_are_refused() {
     };
     assert_eq!(field(attention.prepare_backward(&step).unwrap_err()), "batch.lse");
     let batch = batch.with_lse(&spec);
+    // Queries that lie in one place may be read there, but their gradients cannot be written there.
+    let broadcast = Batch { q: Layout { token_stride: 0, ..batch.q }, ..batch };
+    let step = attention.prepare(&queue, &cache, &broadcast).unwrap();
+    assert_eq!(field(attention.prepare_backward(&step).unwrap_err()), "q");
     let mut step = attention.prepare(&queue, &cache, &batch).unwrap();
     let gradients = attention.prepare_backward(&step).unwrap();
     let buffer = device.create_buffer(&wgpu::BufferDescriptor {

@@ -1,15 +1,18 @@
 //! Gradients: recorded layer by layer, from what the forward pass has left.
 
 use super::Attention;
+use super::io::check_together;
 use crate::cache::Shard;
 use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
+use crate::layout::Layout;
 use crate::params::{Params, StoreHead};
 use crate::pipeline::{Pipeline, bind};
 use crate::plan::{BackwardLists, BackwardPlan, WorkLists};
 use crate::shader::row_fours;
-use crate::step::Step;
-use crate::upload::{Image, Launch, Region};
+use crate::spec::AttentionSpec;
+use crate::step::{Host, Step};
+use crate::upload::{Image, Launch};
 
 /// The backward kernels of one spec.
 #[derive(Debug)]
@@ -63,17 +66,23 @@ pub struct BackwardIo<'a> {
 }
 
 impl BackwardStep {
-    fn list(&self, launch: &Launch) -> wgpu::BindingResource<'_> {
-        let Region { offset, size } = launch.region;
-        let size = std::num::NonZeroU64::new(size);
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &self.work, offset, size })
-    }
-
     /// Bytes of GPU memory that it holds: linear in the tokens of the step.
     pub fn size(&self) -> u64 {
         let [q, kv] = &self.gradients;
         [&self.work, &self.packed, q, kv].into_iter().map(wgpu::Buffer::size).sum()
     }
+}
+
+/// That rows of queries, new keys and new values do not overlap: what is only read may, a gradient that is written may not.
+fn check_written(step: &Step, spec: &AttentionSpec) -> Result<(), Error> {
+    let Host { params, new, resolved, .. } = &step.host;
+    let [q, _, new_k, new_v, _] = resolved.shapes(spec);
+    let of_q = |p: &Params| Layout { offset: p.q_offset, token_stride: p.q_token, head_stride: p.q_head };
+    let of_out =
+        |p: &Params| Layout { offset: p.out_offset, token_stride: p.out_token, head_stride: p.out_head };
+    of_q(params).check_disjoint("q", q)?;
+    of_q(new).check_disjoint("new_k", new_k)?;
+    of_out(new).check_disjoint("new_v", new_v)
 }
 
 impl Attention {
@@ -83,7 +92,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Field`] when the spec does not train ([`Plan::backward`](crate::Plan::backward) says what does), the step has no LSE, is
-    /// a loop on the GPU or another attention's; [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`],
+    /// a loop on the GPU or another attention's, or rows of its queries, new keys or new values overlap; [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`],
     /// [`Error::Shader`].
     pub fn prepare_backward(&self, step: &Step) -> Result<BackwardStep, Error> {
         self.check_step(step)?;
@@ -97,6 +106,7 @@ impl Attention {
         if step.needs.lse.is_none() {
             return Err(Error::field("batch.lse", "absent", "gradients need it: see Batch::with_lse"));
         }
+        check_written(step, self.plan.spec())?;
         let pipelines = self.backward_pipelines()?;
         let lists = pipelines.plan.work(&step.host.resolved.input);
         self.lay_out_backward(step, &lists)
@@ -264,12 +274,11 @@ impl Attention {
         let pipelines = self.backward_pipelines()?;
         self.check_masked(step)?;
         let spec = self.plan.spec();
-        if spec.sinks() != io.d_sinks.is_some() {
-            let [needed, found] =
-                [spec.sinks(), io.d_sinks.is_some()].map(|b| if b { "a binding" } else { "none" }.to_owned());
-            let problem = "it goes together with the spec's sinks";
-            return Err(Error::Buffer { name: "d_sinks", problem, needed, found });
-        }
+        check_together(
+            "d_sinks",
+            "it goes together with the spec's sinks",
+            [spec.sinks(), io.d_sinks.is_some()],
+        )?;
         let (bytes, needs) = (spec.q_dtype().bytes(), &step.needs);
         let view = |name, binding, elements| self.caps.view(name, binding, elements, bytes);
         let (q, out) = (view("q", &io.q, needs.q)?, view("out", &io.out, needs.out)?);
@@ -295,7 +304,7 @@ impl Attention {
         });
         let mut run = |pipeline: &Pipeline, launch: &Launch, more: &[(u32, wgpu::BindingResource<'_>)]| {
             let Some([x, y, z]) = launch.get() else { return };
-            let mut resources = vec![(0, gradients.list(launch))];
+            let mut resources = vec![(0, launch.list(&gradients.work))];
             resources.extend_from_slice(more);
             resources.extend(table.clone());
             pass.set_pipeline(&pipeline.pipeline);

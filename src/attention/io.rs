@@ -93,6 +93,19 @@ impl Caps {
     }
 }
 
+/// That what goes together with something else is given exactly where that is.
+pub(super) fn check_together(
+    name: &'static str,
+    problem: &'static str,
+    [needed, found]: [bool; 2],
+) -> Result<(), Error> {
+    let words = |given| if given { "a binding" } else { "none" }.to_owned();
+    match needed == found {
+        true => Ok(()),
+        false => Err(Error::Buffer { name, problem, needed: words(needed), found: words(found) }),
+    }
+}
+
 /// That no buffer has both roles in one dispatch, which wgpu forbids whatever the ranges.
 pub(crate) fn check_apart(
     these: &[(&'static str, &wgpu::Buffer)],

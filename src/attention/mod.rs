@@ -221,12 +221,8 @@ impl Attention {
     pub fn bind(&self, step: &Step, layer: u32, io: Io<'_>) -> Result<Bindings, Error> {
         let shards = &self.layer(step, layer)?.shards;
         let mut bindings = Bindings { stamp: step.stamp, embed: None, shards: Vec::new(), combine: None };
-        if step.needs.lse.is_some() != io.lse.is_some() {
-            let [needed, found] = [step.needs.lse.is_some(), io.lse.is_some()]
-                .map(|b| if b { "a binding" } else { "none" }.to_owned());
-            let problem = "Io::lse and Batch::lse go together";
-            return Err(Error::Buffer { name: "lse", problem, needed, found });
-        }
+        let given = [step.needs.lse.is_some(), io.lse.is_some()];
+        io::check_together("lse", "Io::lse and Batch::lse go together", given)?;
         // A step that holds nothing now may hold something later, in the same memory: then these bindings are still good.
         if step.is_void() {
             return Ok(bindings);

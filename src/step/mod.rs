@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::params::{AppendItem, Params};
 use crate::pipeline::Pipeline;
 use crate::plan::{Plan, Traffic, WorkLists};
-use crate::upload::{Image, Launch, Region};
+use crate::upload::{Image, Launch};
 
 use lists::Launches;
 pub(crate) use memory::{Buffers, Maker};
@@ -122,9 +122,7 @@ impl Step {
 
     /// A work list, to be bound.
     pub(crate) fn list(&self, launch: &Launch) -> wgpu::BindingResource<'_> {
-        let Region { offset, size } = launch.region;
-        let size = std::num::NonZeroU64::new(size);
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &self.buffers.work, offset, size })
+        launch.list(&self.buffers.work)
     }
 
     /// Whether its memory has no room for any work of attention.

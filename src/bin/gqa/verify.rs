@@ -1,5 +1,6 @@
 //! `gqa verify`: random and metamorphic checks against the reference.
 
+use gqa::AttentionSpec;
 use gqa::verify::{
     Gpu, LAWS, PER_SPEC, Runner, check, check_gradients, random_gradients, random_problem, random_setup,
 };
@@ -64,45 +65,46 @@ fn verify(gpu: &Gpu, args: &Args) -> Result<usize, Failure> {
 }
 
 fn run_random(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failure> {
-    let mut failures = 0;
-    let mut runner: Option<Runner<'_>> = None;
-    for seed in args.seed..args.seed.saturating_add(args.count) {
+    run_problems(gpu, (args.seed, args.count), bar, &|seed| {
         let problem = random_problem(seed);
-        let setup = random_setup(seed);
-        let fits = |r: &Runner<'_>| *r.attention().plan().spec() == problem.spec;
-        let mut current = match runner.take().filter(fits) {
-            Some(runner) => runner,
-            None => Runner::new(gpu, &problem.spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?,
-        };
-        let result = current.run(&problem).and_then(|output| check(&problem, &output));
-        runner = Some(current);
-        if let Err(message) = result {
-            failures += 1;
-            bar.suspend(|| println!("seed {seed}: {message}\n  {:?}\n  {:?}", problem.spec, setup.options));
-        }
-        bar.inc(1);
-    }
-    Ok(failures)
+        let spec = problem.spec.clone();
+        (spec, Box::new(move |runner| runner.run(&problem).and_then(|output| check(&problem, &output))))
+    })
 }
 
 fn run_gradients(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failure> {
+    run_problems(gpu, (args.seed, args.gradients), bar, &|seed| {
+        let (problem, d_out) = random_gradients(seed);
+        let spec = problem.spec.clone();
+        (spec, Box::new(move |runner| check_gradients(runner, &problem, &d_out)))
+    })
+}
+
+/// A problem: its spec, and what runs and checks it.
+type Trial = (AttentionSpec, Box<dyn FnOnce(&mut Runner<'_>) -> Result<(), String>>);
+
+/// Runs the problems of `count` seeds from `first` on, and returns how many failed.
+fn run_problems(
+    gpu: &Gpu,
+    (first, count): (u64, u64),
+    bar: &ProgressBar,
+    problem: &dyn Fn(u64) -> Trial,
+) -> Result<usize, Failure> {
     let mut failures = 0;
     let mut runner: Option<Runner<'_>> = None;
-    for seed in args.seed..args.seed.saturating_add(args.gradients) {
-        let (problem, d_out) = random_gradients(seed);
+    for seed in first..first.saturating_add(count) {
+        let (spec, run) = problem(seed);
         let setup = random_setup(seed);
-        let fits = |r: &Runner<'_>| *r.attention().plan().spec() == problem.spec;
+        let fits = |r: &Runner<'_>| *r.attention().plan().spec() == spec;
         let mut current = match runner.take().filter(fits) {
             Some(runner) => runner,
-            None => Runner::new(gpu, &problem.spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?,
+            None => Runner::new(gpu, &spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?,
         };
-        let result = check_gradients(&mut current, &problem, &d_out);
+        let result = run(&mut current);
         runner = Some(current);
         if let Err(message) = result {
             failures += 1;
-            bar.suspend(|| {
-                println!("gradients, seed {seed}: {message}\n  {:?}\n  {:?}", problem.spec, setup.options);
-            });
+            bar.suspend(|| println!("seed {seed}: {message}\n  {spec:?}\n  {:?}", setup.options));
         }
         bar.inc(1);
     }

@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// A small set: MHA, GQA and MQA at a few lengths
     #[arg(long, conflicts_with_all = ["heads", "serve"])]
     quick: bool,
-    /// Measure training instead: shapes forward, and backward beside it
+    /// Measure training instead, with K and V in f32: shapes forward, and backward beside it
     #[arg(long, conflicts_with_all = ["heads", "quick", "serve"])]
     backward: bool,
     /// Measure a server's mixed batch instead, at once and sequence by sequence: 64 decodes of 200 to 8,000 tokens and 2 prefill chunks
