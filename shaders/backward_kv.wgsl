@@ -9,16 +9,9 @@
 // An item's `state` is the new token that its first key is. A row of gradients is K4 groups of a key and V4 of its value.
 // Prelude: ROWS = KEYS = 32, THREADS = KEYS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
-const PART: u32 = 8u;
-// One group of padding, so that the rows of a part start in different banks.
-const PITCH: u32 = PART + 1u;
 const KEY_TEAMS: u32 = KEYS / 4u;
-const K_PARTS: u32 = (K4 + PART - 1u) / PART;
-const V_PARTS: u32 = (V4 + PART - 1u) / PART;
 const ROWS_EACH: u32 = ROWS / PART;
 
-var<workgroup> kv_part: array<vec4<f32>, KEYS * PITCH>;
-var<workgroup> row_part: array<vec4<f32>, ROWS * PITCH>;
 // Weights of the tile, then gradients of its logits: row by row, four keys in a vector.
 var<workgroup> weights: array<vec4<f32>, ROWS * KEY_TEAMS>;
 
@@ -47,18 +40,6 @@ fn add_rows(sum: ptr<function, array<vec4<f32>, 4>>, x: u32, y: u32) {
     }
 }
 
-fn stage_queries(item: WorkItem, kv_head: u32, at: vec3<u32>) {
-    for (var i = at.z; i < ROWS * PART; i += THREADS) {
-        row_part[i / PART * PITCH + i % PART] = q_four(item, kv_head, at.x + i / PART, at.y * PART + i % PART);
-    }
-}
-
-fn stage_d_outs(item: WorkItem, kv_head: u32, at: vec3<u32>) {
-    for (var i = at.z; i < ROWS * PART; i += THREADS) {
-        row_part[i / PART * PITCH + i % PART] = d_four(item, kv_head, at.x + i / PART, at.y * PART + i % PART);
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let index = item_index(workgroup);
@@ -83,16 +64,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var dots: array<vec4<f32>, ROWS_EACH>;
         var d_weights: array<vec4<f32>, ROWS_EACH>;
         for (var part = 0u; part < K_PARTS; part++) {
-            for (var i = thread; i < KEYS * PART; i += THREADS) {
-                let key = item.key_begin + i / PART;
-                let four = part * PART + i % PART;
-                var k = vec4(0.0);
-                if key < item.key_end && four < K4 {
-                    k = load_k(kv_row(item.pages, kv_head, item.origin + key), four);
-                }
-                kv_part[i / PART * PITCH + i % PART] = k;
-            }
-            stage_queries(item, kv_head, vec3(tile, part, thread));
+            stage_k(item, kv_head, vec3(item.key_begin, part, thread));
+            stage_q(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
             workgroupBarrier();
             add_dots(&dots, x, y);
@@ -100,16 +73,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             workgroupBarrier();
         }
         for (var part = 0u; part < V_PARTS; part++) {
-            for (var i = thread; i < KEYS * PART; i += THREADS) {
-                let key = item.key_begin + i / PART;
-                let four = part * PART + i % PART;
-                var v = vec4(0.0);
-                if key < item.key_end && four < V4 {
-                    v = load_v(kv_row(item.pages, kv_head, item.origin + key), four);
-                }
-                kv_part[i / PART * PITCH + i % PART] = v;
-            }
-            stage_d_outs(item, kv_head, vec3(tile, part, thread));
+            stage_v(item, kv_head, vec3(item.key_begin, part, thread));
+            stage_d(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
             workgroupBarrier();
             add_dots(&d_weights, x, y);
@@ -128,7 +93,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             weights[nth * KEY_TEAMS + y] = p;
         }
         for (var part = 0u; part < V_PARTS; part++) {
-            stage_d_outs(item, kv_head, vec3(tile, part, thread));
+            stage_d(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the weights are whole.
             workgroupBarrier();
             var sum = dv[part];
@@ -141,7 +106,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             weights[(x + j * PART) * KEY_TEAMS + y] = d_weights[j];
         }
         for (var part = 0u; part < K_PARTS; part++) {
-            stage_queries(item, kv_head, vec3(tile, part, thread));
+            stage_q(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the gradients of the logits are whole.
             workgroupBarrier();
             var sum = dk[part];

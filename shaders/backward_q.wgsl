@@ -9,16 +9,9 @@
 // two where a part uses them.
 // Prelude: ROWS (a multiple of 4), KEYS = 32, THREADS = ROWS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
-const PART: u32 = 8u;
-// One group of padding, so that the rows of a part start in different banks.
-const PITCH: u32 = PART + 1u;
 const ROW_TEAMS: u32 = ROWS / 4u;
-const K_PARTS: u32 = (K4 + PART - 1u) / PART;
-const V_PARTS: u32 = (V4 + PART - 1u) / PART;
 const KEYS_EACH: u32 = KEYS / PART;
 
-var<workgroup> row_part: array<vec4<f32>, ROWS * PITCH>;
-var<workgroup> kv_part: array<vec4<f32>, KEYS * PITCH>;
 // Gradients of the tile's logits: key by key, four rows in a vector.
 var<workgroup> d_logits: array<vec4<f32>, KEYS * ROW_TEAMS>;
 
@@ -33,20 +26,6 @@ fn add_dots(dots: ptr<function, array<vec4<f32>, KEYS_EACH>>, x: u32, y: u32) {
             let k = kv_part[(x + j * PART) * PITCH + c];
             (*dots)[j] += vec4(dot(r0, k), dot(r1, k), dot(r2, k), dot(r3, k));
         }
-    }
-}
-
-fn stage_keys(item: WorkItem, kv_head: u32, at: vec3<u32>) {
-    let tile = at.x;
-    let part = at.y;
-    for (var i = at.z; i < KEYS * PART; i += THREADS) {
-        let key = tile + i / PART;
-        let four = part * PART + i % PART;
-        var k = vec4(0.0);
-        if key < item.key_end && four < K4 {
-            k = load_k(kv_row(item.pages, kv_head, item.origin + key), four);
-        }
-        kv_part[i / PART * PITCH + i % PART] = k;
     }
 }
 
@@ -76,11 +55,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var dots: array<vec4<f32>, KEYS_EACH>;
         var d_weights: array<vec4<f32>, KEYS_EACH>;
         for (var part = 0u; part < K_PARTS; part++) {
-            for (var i = thread; i < ROWS * PART; i += THREADS) {
-                row_part[i / PART * PITCH + i % PART] =
-                    q_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
-            }
-            stage_keys(item, kv_head, vec3(tile, part, thread));
+            stage_q(item, kv_head, vec3(item.row_begin, part, thread));
+            stage_k(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
             workgroupBarrier();
             add_dots(&dots, x, y);
@@ -88,19 +64,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             workgroupBarrier();
         }
         for (var part = 0u; part < V_PARTS; part++) {
-            for (var i = thread; i < ROWS * PART; i += THREADS) {
-                row_part[i / PART * PITCH + i % PART] =
-                    d_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
-            }
-            for (var i = thread; i < KEYS * PART; i += THREADS) {
-                let key = tile + i / PART;
-                let four = part * PART + i % PART;
-                var v = vec4(0.0);
-                if key < item.key_end && four < V4 {
-                    v = load_v(kv_row(item.pages, kv_head, item.origin + key), four);
-                }
-                kv_part[i / PART * PITCH + i % PART] = v;
-            }
+            stage_d(item, kv_head, vec3(item.row_begin, part, thread));
+            stage_v(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
             workgroupBarrier();
             add_dots(&d_weights, x, y);
@@ -116,7 +81,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             d_logits[(x + j * PART) * ROW_TEAMS + y] = ds;
         }
         for (var part = 0u; part < K_PARTS; part++) {
-            stage_keys(item, kv_head, vec3(tile, part, thread));
+            stage_k(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the gradients of the logits are whole.
             workgroupBarrier();
             var sum = dq[part];

@@ -8,16 +8,10 @@
 // 9 fetch counter, the last two where a part uses them.
 // Prelude: ROWS (a multiple of 4), KEYS = 32, THREADS = ROWS / 4 * PART, K4 = ceil(HEAD_DIM / 4), V4.
 
-const PART: u32 = 8u;
-// One group of padding, so that the rows of a part start in different banks.
-const PITCH: u32 = PART + 1u;
 const ROW_TEAMS: u32 = ROWS / 4u;
-const K_PARTS: u32 = (K4 + PART - 1u) / PART;
-const V_PARTS: u32 = (V4 + PART - 1u) / PART;
 const KEYS_EACH: u32 = KEYS / PART;
 
 var<workgroup> q_part: array<vec4<f32>, ROWS * PITCH>;
-var<workgroup> kv_part: array<vec4<f32>, KEYS * PITCH>;
 // Weights of the tile: key by key, four rows in a vector.
 var<workgroup> weights: array<vec4<f32>, KEYS * ROW_TEAMS>;
 // What the invocations of a row team have found, four rows in a vector.
@@ -59,15 +53,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 q_part[i / PART * PITCH + i % PART] =
                     query_four(item, kv_head, item.row_begin + i / PART, part * PART + i % PART);
             }
-            for (var i = thread; i < KEYS * PART; i += THREADS) {
-                let key = tile + i / PART;
-                let four = part * PART + i % PART;
-                var k = vec4(0.0);
-                if key < item.key_end && four < K4 {
-                    k = load_k(kv_row(item.pages, kv_head, item.origin + key), four);
-                }
-                kv_part[i / PART * PITCH + i % PART] = k;
-            }
+            stage_k(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
             workgroupBarrier();
             for (var c = 0u; c < PART; c++) {
@@ -114,15 +100,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
 
         for (var part = 0u; part < V_PARTS; part++) {
-            for (var i = thread; i < KEYS * PART; i += THREADS) {
-                let key = tile + i / PART;
-                let four = part * PART + i % PART;
-                var v = vec4(0.0);
-                if key < item.key_end && four < V4 {
-                    v = load_v(kv_row(item.pages, kv_head, item.origin + key), four);
-                }
-                kv_part[i / PART * PITCH + i % PART] = v;
-            }
+            stage_v(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the weights are whole.
             workgroupBarrier();
             for (var j = 0u; j < KEYS; j++) {

@@ -155,8 +155,11 @@ impl Variant {
                 self.logit_parts(&mut parts);
                 parts.push(source!("parts/map_none.wgsl"));
                 parts.extend([source!("parts/gradient.wgsl"), source!("parts/row4.wgsl")]);
-                if self.uses_subgroups() {
-                    parts.push(self.broadcast_part());
+                match self.uses_subgroups() {
+                    true => parts.push(self.broadcast_part()),
+                    false => {
+                        parts.extend([source!("parts/staged.wgsl"), source!("parts/staged_rows.wgsl")]);
+                    }
                 }
             }
             _ => self.attend_parts(&mut parts),
@@ -225,6 +228,7 @@ impl Variant {
             Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
             Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
             Kernel::PrefillSubgroup => parts.push(self.broadcast_part()),
+            Kernel::Prefill => parts.push(source!("parts/staged.wgsl")),
             _ => {}
         }
         self.output_parts(parts);
