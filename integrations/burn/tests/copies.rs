@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::Tensor;
 use burn_wgpu::{AutoCompiler, CubeTensor, Wgpu, WgpuResource};
@@ -93,4 +93,39 @@ fn what_is_written_into_a_tensors_memory_is_what_is_attended() {
     let mut step = attention.begin(&mut cache, &[Sequence::new(id, 1)]).unwrap();
     let out = attention.forward(&cache, &mut step, 0, [q, k, v]).unwrap();
     assert_eq!(numbers(out), [written.clone(), written].concat());
+}
+
+#[test]
+fn training_makes_its_output_a_sum_per_row_and_gradients() {
+    let _alone = ALONE.lock();
+    let (device, setup) = open();
+    let spec = AttentionSpec::builder(6, 2, 64).build().unwrap();
+    let attention = Arc::new(GqaAttention::new(&setup, spec).unwrap());
+    let mut pass = attention.train(&[16, 8], 3).unwrap();
+    let qkv = [6, 2, 2].map(|heads| random([24, heads, 64], &device).autodiff().require_grad());
+    let client = primitive(&qkv[0].clone().without_autodiff()).client;
+    let in_use = || {
+        setup.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        (client.memory_report(cubecl::MemoryScope::Device).usage(), buffers(&setup.instance))
+    };
+    let mut forward = |layer| pass.forward(layer, qkv.clone()).unwrap();
+    // The first layer prepares the step and its gradients, the second finds Burn's pools grown.
+    for layer in [0, 1] {
+        drop(forward(layer).backward());
+    }
+    let (before, buffers_before) = in_use();
+    let out = forward(2);
+    let (between, buffers_between) = in_use();
+    let (row, kv_row) = (24 * 6 * 64 * 4, 24 * 2 * 64 * 4);
+    assert_eq!(between.number_allocs - before.number_allocs, 2, "the output and its log-sum-exp");
+    assert_eq!(between.bytes_in_use - before.bytes_in_use, row + 24 * 6 * 4);
+    let gradients = out.backward();
+    let [dq, dk, dv] = qkv.each_ref().map(|x| x.grad(&gradients).unwrap());
+    drop((out, gradients));
+    let (after, buffers_after) = in_use();
+    // The output and its log-sum-exp have gone with the graph.
+    assert_eq!(after.number_allocs - before.number_allocs, 3, "the gradients");
+    assert_eq!(after.bytes_in_use - before.bytes_in_use, row + 2 * kv_row);
+    assert_eq!([dq.dims(), dk.dims(), dv.dims()], [[24, 6, 64], [24, 2, 64], [24, 2, 64]]);
+    assert_eq!([buffers_between, buffers_after], [buffers_before; 2], "of wgpu's: none");
 }

@@ -13,7 +13,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use common::{numbers, open, random, tensor};
-use gqa_burn::{AttentionSpec, Dtype, Error, GqaAttention, Mask, Rope, Training};
+use gqa_burn::{AttentionSpec, Dtype, Error, GqaAttention, Mask, Rope, Training, gqa};
 
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
@@ -54,12 +54,12 @@ enum Attend<'a> {
     Expanded(&'a Device),
 }
 
+fn unturned() -> gqa::SpecBuilder {
+    AttentionSpec::builder(HEADS as u32, KV_HEADS as u32, DIM as u32).kv_dtype(Dtype::F32)
+}
+
 fn spec() -> AttentionSpec {
-    AttentionSpec::builder(HEADS as u32, KV_HEADS as u32, DIM as u32)
-        .kv_dtype(Dtype::F32)
-        .rope(Rope::new(DIM as u32))
-        .build()
-        .unwrap()
+    unturned().rope(Rope::new(DIM as u32)).build().unwrap()
 }
 
 impl Model {
@@ -207,4 +207,79 @@ fn fifty_steps_on_text_with_the_gradients_of_burns_own_operations() {
     let (first, last) = (mean(&losses[..5]), mean(&losses[45..]));
     // A model that only knows how often bytes are there is at 3.1.
     assert!(first > 4.0 && last < 2.9, "{losses:?}");
+}
+
+/// Outputs, and gradients of one tensor that queries, keys and values are views of, of a loss that weighs each output.
+fn views(attend: impl FnOnce([Tensor<3>; 3]) -> Tensor<3>, fused: &Tensor<3>) -> [Vec<f32>; 2] {
+    let fused = fused.clone().autodiff().require_grad();
+    let part = |first, heads| fused.clone().narrow(1, first, heads);
+    let qkv = [part(0, HEADS), part(HEADS, KV_HEADS), part(HEADS + KV_HEADS, KV_HEADS)];
+    let out = attend(qkv);
+    let [tokens, heads, dim] = out.dims();
+    let weight = |i: usize| ((i * 37 % 101) as f32) / 50.0 - 1.0;
+    let weights = (0..tokens * heads * dim).map(weight).collect();
+    let weights: Tensor<3> = tensor(weights, [tokens, heads, dim], &fused.device());
+    // Turned, so that the gradient of the outputs is no dense tensor either.
+    let loss = (out.clone().swap_dims(0, 1) * weights.swap_dims(0, 1)).sum();
+    let gradients = loss.backward();
+    [numbers(out), numbers(fused.grad(&gradients).unwrap())]
+}
+
+#[test]
+fn views_of_one_tensor_under_a_mask() {
+    let (device, setup) = open();
+    let tokens = BATCH * LEN;
+    let fused = random([tokens, HEADS + 2 * KV_HEADS, DIM], &device);
+    let keep = random::<4>([BATCH, HEADS, LEN, LEN], &device).lower_elem(0.3);
+    let spec = unturned().causal(false).mask(Mask::Keep).build().unwrap();
+    let attention = Arc::new(GqaAttention::new(&setup, spec).unwrap());
+    let mut pass = training(&attention);
+    attention.keep_mask(pass.step(), keep.clone()).unwrap();
+    let ours = views(|qkv| pass.forward(1, qkv).unwrap(), &fused);
+    let theirs = views(
+        |qkv| {
+            let [q, k, v] = qkv.map(|x| {
+                let heads = x.dims()[1];
+                let x =
+                    x.reshape([BATCH, LEN, heads, 1, DIM]).expand([BATCH, LEN, heads, HEADS / heads, DIM]);
+                x.reshape([BATCH, LEN, HEADS, DIM]).swap_dims(1, 2)
+            });
+            let logits = q.matmul(k.swap_dims(2, 3)).mul_scalar((DIM as f64).powf(-0.5));
+            let logits = logits.mask_fill(keep.bool_not(), -1e9);
+            softmax(logits, 3).matmul(v).swap_dims(1, 2).reshape([tokens, HEADS, DIM])
+        },
+        &fused,
+    );
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!(distance(ours, theirs) <= 1e-4);
+    }
+}
+
+#[test]
+fn tensors_without_a_graph_and_layers_used_twice() {
+    let (device, setup) = open();
+    let attention = Arc::new(GqaAttention::new(&setup, spec()).unwrap());
+    let mut pass = training(&attention);
+    let qkv = [HEADS, KV_HEADS, KV_HEADS].map(|heads| random([BATCH * LEN, heads, DIM], &device));
+    let plain = pass.forward(0, qkv.clone()).unwrap();
+    assert!(!plain.is_autodiff());
+    // Only the values want a gradient: the others are constants.
+    let [q, k, v] = qkv.clone();
+    let v = v.autodiff().require_grad();
+    let out = pass.forward(1, [q, k, v.clone()]).unwrap();
+    assert_eq!(numbers(plain), numbers(out.clone()));
+    let gradients = out.sum().backward();
+    // Weights of a row sum to one, and each value is of a group: so do the gradients, to what there are of rows.
+    let sum: f64 = numbers(v.grad(&gradients).unwrap()).iter().map(|x| f64::from(*x)).sum();
+    let expected = (BATCH * LEN * HEADS * DIM) as f64;
+    assert!((sum - expected).abs() < expected * 1e-5, "{sum}");
+
+    let again = pass.forward(1, qkv.clone()).unwrap_err();
+    assert!(matches!(again, Error::Layer { layer: 1, used: true, .. }), "{again}");
+    assert!(again.to_string().contains("begin another with `train`"));
+    let beyond = pass.forward(2, qkv).unwrap_err();
+    assert!(matches!(beyond, Error::Layer { layer: 2, layers: 2, used: false }), "{beyond}");
+    let rotated = unturned().rotated(true).build().unwrap();
+    let attention = Arc::new(GqaAttention::new(&setup, rotated).unwrap());
+    assert!(matches!(attention.train(&[4], 1), Err(Error::Gqa(_))));
 }

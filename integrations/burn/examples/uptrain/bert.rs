@@ -222,3 +222,19 @@ impl Encoder {
         Ok(hidden)
     }
 }
+
+/// Means of each text's rows, of length 1.
+pub(crate) fn pooled(hidden: Tensor<2>, lengths: &[u32]) -> Tensor<2> {
+    let tokens = hidden.dims()[0];
+    let mut weights = vec![0f32; lengths.len() * tokens];
+    let mut first = 0;
+    for (text, len) in lengths.iter().map(|len| *len as usize).enumerate() {
+        weights[text * tokens + first..][..len].fill(1.0 / len as f32);
+        first += len;
+    }
+    let weights: Tensor<2> =
+        Tensor::from_data(TensorData::new(weights, [lengths.len(), tokens]), &hidden.device());
+    let means = weights.matmul(hidden);
+    let length = means.clone().square().sum_dim(1).sqrt();
+    means / length
+}

@@ -15,14 +15,14 @@ use std::time::Instant;
 
 use burn::module::Module as _;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use clap::Parser;
 use gqa_burn::gqa::{uptrain::Pooling, wgpu};
 use gqa_burn::{GqaAttention, WgpuSetup};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use bert::{Checkpoint, Embeddings, Encoder};
+use bert::{Checkpoint, Embeddings, Encoder, pooled};
 use decode::Decode;
 use quality::Quality;
 
@@ -45,17 +45,20 @@ struct Arguments {
     /// K/V heads to convert to
     #[arg(long, value_delimiter = ',', default_value = "4,1")]
     kv_heads: Vec<usize>,
+    /// Ways to pool: mean, first, random
+    #[arg(long, value_delimiter = ',', default_value = "mean,first,random", value_parser = pooling)]
+    pooling: Vec<(&'static str, Pooling)>,
     /// Steps of training
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 60)]
     steps: usize,
     /// Sentences of a step
     #[arg(long, default_value_t = 12)]
     sentences: usize,
     /// Steps between two evaluations
-    #[arg(long, default_value_t = 25)]
+    #[arg(long, default_value_t = 15)]
     every: usize,
     /// Highest learning rate of AdamW
-    #[arg(long, default_value_t = 5e-4)]
+    #[arg(long, default_value_t = 1e-3)]
     rate: f64,
     /// Write the picture here
     #[arg(long, value_name = "FILE")]
@@ -110,6 +113,11 @@ impl Run {
     }
 }
 
+/// One of [`POOLINGS`].
+fn pooling(name: &str) -> Result<(&'static str, Pooling), String> {
+    POOLINGS.into_iter().find(|(known, _)| *known == name).ok_or_else(|| "mean, first or random".to_owned())
+}
+
 fn main() -> std::process::ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -155,7 +163,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut runs = Vec::new();
     for kv_heads in &arguments.kv_heads {
         let attention = config.attention(*kv_heads, &trainer.setup)?;
-        for (name, pooling) in POOLINGS {
+        for (name, pooling) in arguments.pooling.iter().copied() {
             let mut run = Run { kv_heads: *kv_heads, pooling: name, points: Vec::new() };
             bar.set_message(run.name());
             let encoder =
@@ -197,10 +205,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 impl Trainer<'_> {
     /// Steps of the progress bar: batches that go forward, those of training too.
     fn length(&self, held_out: usize) -> u64 {
-        let Arguments { steps, every, kv_heads, .. } = self.arguments;
+        let Arguments { steps, every, kv_heads, pooling, .. } = self.arguments;
         let evaluation = held_out.div_ceil(EVALUATED);
         let evaluations = 1 + steps.div_ceil(*every);
-        (evaluation + steps + kv_heads.len() * POOLINGS.len() * (steps + evaluations * evaluation)) as u64
+        (evaluation + steps + kv_heads.len() * pooling.len() * (steps + evaluations * evaluation)) as u64
     }
 
     fn original(&self) -> Result<(Arc<GqaAttention>, Encoder)> {
@@ -297,22 +305,6 @@ fn loss(hidden: &[Tensor<2>], example: &Example) -> Tensor<1> {
         }
         _ => unreachable!("the model has layers"),
     }
-}
-
-/// Means of each text's rows, of length 1.
-fn pooled(hidden: Tensor<2>, lengths: &[u32]) -> Tensor<2> {
-    let tokens = hidden.dims()[0];
-    let mut weights = vec![0f32; lengths.len() * tokens];
-    let mut first = 0;
-    for (text, len) in lengths.iter().map(|len| *len as usize).enumerate() {
-        weights[text * tokens + first..][..len].fill(1.0 / len as f32);
-        first += len;
-    }
-    let weights: Tensor<2> =
-        Tensor::from_data(TensorData::new(weights, [lengths.len(), tokens]), &hidden.device());
-    let means = weights.matmul(hidden);
-    let length = means.clone().square().sum_dim(1).sqrt();
-    means / length
 }
 
 fn progress(len: u64) -> ProgressBar {
