@@ -1,5 +1,7 @@
 //! A variant, compiled: shader module, bind group layout, pipeline.
 
+use std::sync::{Arc, OnceLock};
+
 use crate::device::said;
 use crate::error::Error;
 use crate::shader::{Access, Compiler, Variant, link};
@@ -13,8 +15,37 @@ pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
 }
 
+/// What the kernels of one attention are compiled with.
+#[derive(Debug, Clone)]
+pub(crate) struct Maker {
+    pub(crate) device: wgpu::Device,
+    pub(crate) checked: bool,
+    pub(crate) cache: Option<wgpu::PipelineCache>,
+}
+
+/// A variant that is compiled where it is first wanted: a program that only decodes never waits for prefill.
+#[derive(Debug, Clone)]
+pub(crate) struct Lazy(Arc<(Maker, Variant, OnceLock<Pipeline>)>);
+
+impl Lazy {
+    pub(crate) fn new(maker: &Maker, variant: Variant) -> Self {
+        Self(Arc::new((maker.clone(), variant, OnceLock::new())))
+    }
+
+    /// The pipeline, compiled now where it has not been. Two threads may both compile it; one result stays.
+    pub(crate) fn get(&self) -> Result<&Pipeline, Error> {
+        let (maker, variant, compiled) = &*self.0;
+        if let Some(pipeline) = compiled.get() {
+            return Ok(pipeline);
+        }
+        let pipeline = Pipeline::new(maker, variant)?;
+        Ok(compiled.get_or_init(|| pipeline))
+    }
+}
+
 impl Pipeline {
-    pub(crate) fn new(device: &wgpu::Device, variant: &Variant, checked: bool) -> Result<Self, Error> {
+    pub(crate) fn new(maker: &Maker, variant: &Variant) -> Result<Self, Error> {
+        let Maker { device, checked, cache } = maker;
         let label = format!("gqa.{}", variant.kernel);
         let linked = link(variant, Compiler::Naga);
         // A driver's own refusal is an internal error.
@@ -24,7 +55,7 @@ impl Pipeline {
             label: Some(&label),
             source: wgpu::ShaderSource::Wgsl(linked.text.as_str().into()),
         };
-        let module = if checked {
+        let module = if *checked {
             device.create_shader_module(descriptor)
         } else {
             // SAFETY: every index is in range. Queries, outputs, LSE and new K/V: layouts are checked against the batch
@@ -78,7 +109,7 @@ impl Pipeline {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: cache.as_ref(),
         });
         match said(scopes) {
             Some(error) => {

@@ -36,7 +36,7 @@ impl Attention {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Field`] when the spec has no dense mask or the step is another attention's, [`Error::Buffer`].
+    /// [`Error::Field`] when the spec has no dense mask or the step is another attention's, [`Error::Buffer`], [`Error::Shader`].
     pub fn mask(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -54,6 +54,7 @@ impl Attention {
         let view = self.caps.view("mask", &mask, elements, bytes)?;
         step.masked.store(true, Ordering::Relaxed);
         let words = step.buffers.words.as_entire_binding();
+        let (pack, classify) = (pack.get()?, classify.get()?);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.mask"),
             timestamp_writes: None,

@@ -13,8 +13,9 @@ use crate::cache::{Layer, Shard};
 use crate::caps::Caps;
 use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
-use crate::pipeline::{Pipeline, bind};
+use crate::pipeline::{Lazy, Maker, bind};
 use crate::plan::{Options, Plan};
+use crate::shader::Variant;
 use crate::spec::AttentionSpec;
 use crate::step::{Step, unique_id};
 use crate::upload::Launch;
@@ -29,7 +30,7 @@ pub use io::{Bindings, Io, NewKv};
 /// Layers that can have weights: their number is the length of a list.
 const MAX_LAYERS: u32 = 1 << 16;
 
-/// Compiled attention for one [`AttentionSpec`] on one device.
+/// Attention for one [`AttentionSpec`] on one device. A kernel is compiled where it is first recorded, or by [`Self::warm_up`].
 ///
 /// It never submits, polls, blocks or maps: commands go into the caller's encoder, results stay in the caller's buffers.
 #[derive(Debug)]
@@ -38,20 +39,20 @@ pub struct Attention {
     device: wgpu::Device,
     caps: Caps,
     plan: Plan,
-    prefill: Pipeline,
-    decode: Pipeline,
-    combine: Pipeline,
-    append: Pipeline,
+    maker: Maker,
+    prefill: Lazy,
+    decode: Lazy,
+    combine: Lazy,
+    append: Lazy,
     /// With a rotated cache.
-    embed: Option<Pipeline>,
-    /// For loops on the GPU, from the first one on.
-    scheduler: OnceLock<Pipeline>,
+    embed: Option<Lazy>,
+    /// For loops on the GPU.
+    scheduler: Lazy,
     /// For gradients, from the first step on that asks for them.
     backward: OnceLock<BackwardPipelines>,
-    checked: bool,
     pooled: bool,
     /// With a dense mask: `pack` and `classify`.
-    mask: Option<(Pipeline, Pipeline)>,
+    mask: Option<(Lazy, Lazy)>,
     /// Tables of the layers; where no layer has weights of its own, the first is for all.
     tables: Vec<Option<wgpu::Buffer>>,
     /// Bound where a step has no states, and where no LSE is wanted: the layout has the bindings in any case.
@@ -61,26 +62,20 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Plans `spec` for `device` and compiles its kernels. Slow: once per spec.
+    /// Plans `spec` for `device`: once per spec.
     ///
     /// # Errors
     /// [`Error::Field`] when `options` ask for what the device cannot do, [`Error::Limit`] when the device is below
-    /// WebGPU's minimum, [`Error::Shader`] when it refuses a kernel.
+    /// WebGPU's minimum.
     pub fn new(device: &wgpu::Device, spec: AttentionSpec, options: Options) -> Result<Self, Error> {
         let caps = Caps::of(device);
         let plan = Plan::new(&spec, &caps, &options)?;
         io::check_limits(device, &caps, &plan)?;
         log::debug!("{plan}");
-        let compile = |variant| Pipeline::new(device, variant, options.checked);
-        let decode = compile(plan.decode())?;
-        let prefill = match plan.prefill() == plan.decode() {
-            true => decode.clone(),
-            false => compile(plan.prefill())?,
-        };
-        let mask = match plan.mask() {
-            Some((pack, classify)) => Some((compile(pack)?, compile(classify)?)),
-            None => None,
-        };
+        let maker = Maker { device: device.clone(), checked: options.checked, cache: options.cache.clone() };
+        let kernel = |variant: &Variant| Lazy::new(&maker, variant.clone());
+        let decode = kernel(plan.decode());
+        let prefill = if plan.prefill() == plan.decode() { decode.clone() } else { kernel(plan.prefill()) };
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let buffer = |label| create_buffer(device, label, 16, usage);
         Ok(Self {
@@ -88,14 +83,13 @@ impl Attention {
             device: device.clone(),
             prefill,
             decode,
-            combine: compile(plan.combine())?,
-            append: compile(plan.append())?,
-            embed: plan.embed().map(compile).transpose()?,
-            scheduler: OnceLock::new(),
+            combine: kernel(plan.combine()),
+            append: kernel(plan.append()),
+            embed: plan.embed().map(kernel),
+            scheduler: kernel(&plan.schedule()),
             backward: OnceLock::new(),
-            checked: options.checked,
             pooled: options.pooled,
-            mask,
+            mask: plan.mask().map(|(pack, classify)| (kernel(pack), kernel(classify))),
             tables: match spec.has_weights() {
                 true => Vec::new(),
                 false => vec![table(device, &LayerWeights::default().table(&spec))?],
@@ -105,7 +99,28 @@ impl Attention {
             fetches: options.count_fetches.then(|| buffer("gqa.fetches")).transpose()?,
             caps,
             plan,
+            maker,
         })
+    }
+
+    /// Compiles now what [`Self::append`], [`Self::mask`] and [`Self::record`] would compile with the first step that wants it: seconds, with
+    /// some drivers. Gradients and loops on the GPU have kernels of their own, which come with their first step.
+    ///
+    /// ```
+    /// # use gqa::{Attention, AttentionSpec, Options};
+    /// # let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    /// let attention = Attention::new(&device, AttentionSpec::builder(32, 8, 128).build()?, Options::default())?;
+    /// attention.warm_up()?;
+    /// # Ok::<(), gqa::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shader`] when the device refuses a kernel.
+    pub fn warm_up(&self) -> Result<(), Error> {
+        let mut kernels = vec![&self.append, &self.decode, &self.prefill, &self.combine];
+        kernels.extend(&self.embed);
+        kernels.extend(self.mask.iter().flat_map(|(pack, classify)| [pack, classify]));
+        kernels.into_iter().try_for_each(|kernel| kernel.get().map(drop))
     }
 
     /// Sets what `layer` has learned, where the spec [has weights](AttentionSpec::has_weights): once, before the layer is recorded.
@@ -154,7 +169,8 @@ impl Attention {
     /// Records writing the step's new keys and values into `layer` of the cache, converted to its storage type.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`], [`Error::Buffer`], [`Error::Field`] when the layer's weights are not set.
+    /// [`Error::NoSuchLayer`], [`Error::Buffer`], [`Error::Field`] when the layer's weights are not set, [`Error::Shader`] when the device
+    /// refuses the kernel.
     pub fn append(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -176,11 +192,12 @@ impl Attention {
                 &[("the cache", k), ("the cache", v)],
             )?;
         }
+        let append = self.append.get()?;
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.append"),
             timestamp_writes: None,
         });
-        pass.set_pipeline(&self.append.pipeline);
+        pass.set_pipeline(&append.pipeline);
         for (Shard { k, v }, launches) in shards.iter().zip(&step.shards) {
             let Some([x, y, z]) = launches.append.get() else { continue };
             let mut resources =
@@ -188,7 +205,7 @@ impl Attention {
             resources.extend([(3, k.as_entire_binding()), (4, v.as_entire_binding())]);
             resources.push((7, step.buffers.words.as_entire_binding()));
             resources.extend(table.clone());
-            pass.set_bind_group(0, &bind(&self.device, &self.append, &resources), &[]);
+            pass.set_bind_group(0, &bind(&self.device, append, &resources), &[]);
             pass.dispatch_workgroups(x, y, z);
         }
         Ok(())
@@ -217,7 +234,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::NoSuchLayer`]; [`Error::Buffer`] for a view that is too small, misaligned or lacks a usage; [`Error::Field`] when
-    /// the layer's weights are not set, or [`Self::mask`] has not been called for the step.
+    /// the layer's weights are not set, or [`Self::mask`] has not been called for the step; [`Error::Shader`] when the device refuses a kernel.
     pub fn bind(&self, step: &Step, layer: u32, io: Io<'_>) -> Result<Bindings, Error> {
         let shards = &self.layer(step, layer)?.shards;
         let mut bindings = Bindings { stamp: step.stamp, embed: None, shards: Vec::new(), combine: None };
@@ -249,19 +266,19 @@ impl Attention {
         let mut resources = vec![(4, out), (5, lse), (6, states), (7, buffers.words.as_entire_binding())];
         resources.extend(self.table(layer)?);
         resources.extend(self.fetches.as_ref().map(|b| (9, b.as_entire_binding())));
-        let group = |pipeline: &Pipeline, launch: &Launch, more: &[(u32, wgpu::BindingResource<'_>)]| {
+        let group = |kernel: &Lazy, launch: &Launch, more: &[(u32, wgpu::BindingResource<'_>)]| {
             if launch.region.size == 0 {
-                return None;
+                return Ok(None);
             }
             let mut resources = resources.clone();
             resources.push((0, step.list(launch)));
             resources.extend_from_slice(more);
-            Some(bind(&self.device, pipeline, &resources))
+            Ok::<_, Error>(Some(bind(&self.device, kernel.get()?, &resources)))
         };
         let attended = match (&self.embed, &buffers.queries) {
             (Some(embed), Some(queries)) => {
                 let rotated = queries.as_entire_binding();
-                bindings.embed = group(embed, &step.embed, &[(1, q), (3, rotated.clone())]);
+                bindings.embed = group(embed, &step.embed, &[(1, q), (3, rotated.clone())])?;
                 rotated
             }
             _ => q,
@@ -269,11 +286,11 @@ impl Attention {
         for (Shard { k, v }, launches) in shards.iter().zip(&step.shards) {
             let kv = [(1, attended.clone()), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
             bindings.shards.push(ShardBindings {
-                prefill: group(&self.prefill, &launches.prefill, &kv),
-                decode: group(&self.decode, &launches.decode, &kv),
+                prefill: group(&self.prefill, &launches.prefill, &kv)?,
+                decode: group(&self.decode, &launches.decode, &kv)?,
             });
         }
-        bindings.combine = group(&self.combine, &step.combine, &[]);
+        bindings.combine = group(&self.combine, &step.combine, &[])?;
         Ok(bindings)
     }
 
@@ -295,9 +312,9 @@ impl Attention {
                 "call Attention::bind with this step",
             ));
         }
-        let mut dispatch = |pipeline: &Pipeline, group: &Option<wgpu::BindGroup>, launch: &Launch| {
-            let (Some(group), Some([x, y, z])) = (group, launch.get()) else { return };
-            pass.set_pipeline(&pipeline.pipeline);
+        let mut dispatch = |kernel: &Lazy, group: &Option<wgpu::BindGroup>, launch: &Launch| {
+            let (Some(group), Some([x, y, z])) = (group, launch.get()) else { return Ok(()) };
+            pass.set_pipeline(&kernel.get()?.pipeline);
             pass.set_bind_group(0, group, &[]);
             match (&step.resident, launch.arguments) {
                 (Some(resident), Some(offset)) => {
@@ -305,16 +322,16 @@ impl Attention {
                 }
                 _ => pass.dispatch_workgroups(x, y, z),
             }
+            Ok::<_, Error>(())
         };
         if let Some(embed) = &self.embed {
-            dispatch(embed, &bindings.embed, &step.embed);
+            dispatch(embed, &bindings.embed, &step.embed)?;
         }
         for (groups, launches) in bindings.shards.iter().zip(&step.shards) {
-            dispatch(&self.prefill, &groups.prefill, &launches.prefill);
-            dispatch(&self.decode, &groups.decode, &launches.decode);
+            dispatch(&self.prefill, &groups.prefill, &launches.prefill)?;
+            dispatch(&self.decode, &groups.decode, &launches.decode)?;
         }
-        dispatch(&self.combine, &bindings.combine, &step.combine);
-        Ok(())
+        dispatch(&self.combine, &bindings.combine, &step.combine)
     }
 
     /// That a dense mask has been packed where one is to be read.

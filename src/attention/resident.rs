@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::params::{
     AppendItem, CombineItem, LoopHead, LoopPatch, LoopSequence, LoopTile, PART_WORDS, Params, WorkItem,
 };
-use crate::pipeline::{Pipeline, bind};
+use crate::pipeline::bind;
 use crate::plan::{Plan, StepInput};
 use crate::step::{Host, Resident, Step};
 
@@ -63,7 +63,7 @@ impl Attention {
         let mut host = Host::default();
         let pool = Pool { table: cache.table(), index, reserved: true };
         batch.resolve(&self.plan, pool, &mut host.resolved)?;
-        let pipeline = self.scheduler()?;
+        let pipeline = self.scheduler.get()?.clone();
         let layers = cache.shared_layers();
         let maker = self.maker(queue, &layers, (index as u32, &kind));
         let room = Room::of(&self.plan, &host.resolved.input)?;
@@ -155,15 +155,6 @@ impl Attention {
         pass.set_bind_group(0, &bind(&self.device, &resident.pipeline, &resources), &[]);
         pass.dispatch_workgroups(1, 1, 1);
         Ok(())
-    }
-
-    /// The kernel of [`Self::schedule`], compiled where it is first wanted.
-    fn scheduler(&self) -> Result<Pipeline, Error> {
-        if let Some(pipeline) = self.scheduler.get() {
-            return Ok(pipeline.clone());
-        }
-        let pipeline = Pipeline::new(&self.device, &self.plan.schedule(), self.checked)?;
-        Ok(self.scheduler.get_or_init(|| pipeline).clone())
     }
 }
 

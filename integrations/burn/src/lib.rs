@@ -10,6 +10,8 @@
 //! | `Tensor<3>` of `[tokens, heads, head_dim]` | queries, new keys, new values, outputs |
 //! | `Tensor<4>` of `[sequences, heads, q_len, kv_len]`, float or bool | a dense mask: [`GqaAttention::add_mask`], [`GqaAttention::keep_mask`] |
 //!
+//! To train, [`GqaAttention::train`] begins a pass whose calls Burn's autodiff goes back through (feature `autodiff`, on by default).
+//!
 //! Everything else (masks, RoPE, storage types, pages, forks, windows) is the library's own: [`AttentionSpec`], [`KvCache`].
 //!
 //! ```no_run

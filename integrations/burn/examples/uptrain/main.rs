@@ -36,7 +36,7 @@ const EVALUATED: usize = 40;
 /// Steps before the learning rate is whole.
 const WARM_UP: usize = 10;
 
-/// Converts MiniLM to fewer K/V heads and trains it to be as before: a table, and with --svg a picture.
+/// Converts MiniLM to fewer K/V heads and trains it to be as before: a table and a picture.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// A folder with config.json, model.safetensors and tokenizer.json of a BERT. `cargo xtask uptrain` fetches the default
@@ -60,9 +60,9 @@ struct Arguments {
     /// Highest learning rate of AdamW
     #[arg(long, default_value_t = 1e-3)]
     rate: f64,
-    /// Write the picture here
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    /// Where the picture goes
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/uptrain.svg"))]
+    svg: PathBuf,
     /// Write all numbers here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -192,9 +192,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     bar.finish_and_clear();
     let report = Report { runs, decodes };
     println!("{}", table(&report, config.heads));
-    if let Some(path) = &arguments.svg {
-        picture::draw(&report, path)?;
-    }
+    picture::draw(&report, &arguments.svg)?;
+    eprintln!("The picture: {}", arguments.svg.display());
     if let Some(path) = &arguments.json {
         std::fs::write(path, format!("{:#}\n", machine(&report)))?;
     }
