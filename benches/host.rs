@@ -1,4 +1,4 @@
-//! The host's side, on a device that does nothing: `Plan::new`, `prepare`, `record`.
+//! The host's side, on a device that does nothing: `Plan::new`, `Attention::new`, `prepare`, `record`.
 
 use criterion::Criterion;
 use gqa::{
@@ -12,6 +12,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut criterion = Criterion::default().configure_from_args();
     criterion.bench_function("plan", |bencher| {
         bencher.iter(|| Plan::new(&spec, &Caps::minimal(), &Options::default()));
+    });
+
+    criterion.bench_function("new", |bencher| {
+        bencher.iter(|| Attention::new(&device, spec.clone(), Options::default()));
     });
 
     let attention = Attention::new(&device, spec.clone(), Options::default())?;
@@ -34,6 +38,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
     });
 
+    let one = [Sequence::new(sequences[200].id, 1)];
+    let decode = Batch::new(&spec, &one);
+    let mut decoding = attention.prepare(&queue, &cache, &decode)?;
+    criterion.bench_function("prepare, one sequence", |bencher| {
+        bencher.iter(|| {
+            queue.submit([]);
+            attention.prepare(&queue, &cache, &decode)
+        });
+    });
+    criterion.bench_function("update, one sequence", |bencher| {
+        bencher.iter(|| {
+            queue.submit([]);
+            attention.update(&queue, &cache, &decode, &mut decoding)
+        });
+    });
+
     // As a server has them: pages of 16, up to 4,000 tokens, an eighth of them forks, every one a token further.
     let shape = PagedShape { sequences: 257, page: 16, tokens: 1 << 20, longest_step: 512 };
     let mut pages = KvCache::paged(&device, &[&spec], shape)?;
@@ -46,12 +66,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         pages.extend(&mut encoder, &[(id, 1 + i * 16)])?;
         decodes.push(Sequence::new(id, 1));
     }
-    let decode = Batch::new(&spec, &decodes);
-    let mut renewed = attention.prepare(&queue, &pages, &decode)?;
+    let decodes = Batch::new(&spec, &decodes);
+    let mut renewed = attention.prepare(&queue, &pages, &decodes)?;
     criterion.bench_function("update, 256 sequences in pages", |bencher| {
         bencher.iter(|| {
             queue.submit([]);
-            attention.update(&queue, &pages, &decode, &mut renewed)
+            attention.update(&queue, &pages, &decodes, &mut renewed)
         });
     });
 
@@ -72,6 +92,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut encoder = device.create_command_encoder(&Default::default());
             let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
             attention.record(&mut encoder, &step, 0, io)
+        });
+    });
+    // One layer after another, as a model records them: fresh bindings for each, and bindings made before.
+    let io = || Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+    const LAYERS: u32 = 32;
+    criterion.bench_function("record, one sequence, 32 layers", |bencher| {
+        bencher.iter(|| {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            (0..LAYERS).try_for_each(|_| attention.record(&mut encoder, &decoding, 0, io()))
+        });
+    });
+    let bindings = attention.bind(&decoding, 0, io())?;
+    criterion.bench_function("dispatch, one sequence, 32 layers", |bencher| {
+        bencher.iter(|| {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            (0..LAYERS).try_for_each(|_| attention.dispatch(&mut pass, &decoding, &bindings))
         });
     });
     criterion.final_summary();

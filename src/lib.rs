@@ -10,7 +10,7 @@
 //! | you have | you call | how often |
 //! | --- | --- | --- |
 //! | heads, dims, storage types | [`AttentionSpec::builder`] | once |
-//! | a device | [`Attention::new`]: plans and compiles | once per spec |
+//! | a device | [`Attention::new`], and [`Attention::warm_up`] for no wait at the first step | once per spec |
 //! | a model's layers | [`KvCache::new`] | once |
 //! | a conversation | [`KvCache::open`], at its end [`KvCache::close`] | once per sequence |
 //! | new tokens | [`KvCache::extend`], [`Attention::prepare`] or [`Attention::update`] | once per forward call |
@@ -23,7 +23,7 @@
 //! | a loop that the host does not watch | [`Attention::prepare_loop`], [`Attention::schedule`] | once, and once per step |
 //! | a checkpoint with too many KV heads | [`uptrain::pool_heads`], or `gqa convert` | once per model |
 //!
-//! The library never submits, polls, blocks or maps, and [`Attention::record`] creates no buffer and compiles nothing.
+//! The library never submits, polls, blocks or maps. [`Attention::record`] creates no buffer, and compiles what is wanted for the first time.
 //!
 //! ```
 //! use gqa::{Attention, AttentionSpec, Batch, CacheShape, Dtype, Io, KvCache, NewKv, Options, Sequence};
