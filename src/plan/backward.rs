@@ -12,7 +12,7 @@ use crate::spec::{Dtype, Mask};
 
 /// Largest `head_dim` and `v_head_dim` that train: beyond, gradients of a tile leave the registers.
 const MAX_DIM: u32 = 256;
-/// Largest dim of which a lane of the subgroup kernels holds two rows, or two keys, with their gradients.
+/// Largest dim of which a lane of the subgroup kernels holds several rows, or keys, with their gradients.
 const CLOSE_DIM: u32 = 64;
 /// Tokens that one workgroup stores.
 const STORE_TOKENS: u32 = 16;
@@ -77,13 +77,14 @@ impl Plan {
         );
         let (queries, keys) = match self.prefill() {
             Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {
-                // Two rows or keys a lane, while what a lane holds of them stays close.
+                // As many rows or keys a lane as the unrolled loop still fits into 32 KiB of instructions: beyond, it takes twice as long.
                 let lanes = tile.threads;
-                let each = if spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM { 2 } else { 1 };
+                let is_close = spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM;
+                let (rows, keys) = if is_close { (3, 2) } else { (1, 1) };
                 let tile = |rows, keys| Tile { rows, keys, threads: lanes };
                 (
-                    variant(Kernel::BackwardQSubgroup, tile(lanes * each, 1)),
-                    variant(Kernel::BackwardKvSubgroup, tile(1, lanes * each)),
+                    variant(Kernel::BackwardQSubgroup, tile(lanes * rows, 1)),
+                    variant(Kernel::BackwardKvSubgroup, tile(1, lanes * keys)),
                 )
             }
             _ => portable,
