@@ -134,6 +134,9 @@ impl BackwardPlan {
                 u64::from(item.row_end - item.row_begin) * u64::from(item.key_end - item.key_begin)
             };
             list.sort_by_key(|item| Reverse(pairs(item)));
+            if self.keys.uses_subgroups() {
+                fold(list);
+            }
         }
         lists
     }
@@ -182,6 +185,16 @@ fn seers(count: u32, of: impl Fn(u32) -> (bool, bool)) -> Range<u32> {
     };
     let begin = partition(&|nth| of(nth).0);
     begin..partition(&|nth| of(nth).1).max(begin)
+}
+
+/// From longest first to longest, shortest, second longest, second shortest ... Software adapters give each of their threads as many
+/// workgroups as the others, one behind the other: so these take about as long.
+fn fold(list: &mut [WorkItem]) {
+    let sorted = list.to_vec();
+    for (nth, item) in list.iter_mut().enumerate() {
+        let from = if nth % 2 == 0 { nth / 2 } else { sorted.len() - 1 - nth / 2 };
+        *item = sorted[from];
+    }
 }
 
 /// `tokens` tokens in runs that one workgroup stores.
