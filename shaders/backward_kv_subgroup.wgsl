@@ -55,7 +55,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     for (var row = item.row_begin; row < item.row_end; row++) {
         let seen = row_of(item, kv_head, row);
-        let first = row_index(item, kv_head, row) * ROW4;
+        let first = first_four(item, kv_head, row);
         let sums = packed[first + K4 + V4];
         // The whole query and gradient in every lane: their parts are used twice.
         var q: array<vec4<f32>, K_WIDE>;

@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 }
             }
         }
-        packed[(token * Q_HEADS + head) * ROW4 + four] = x;
+        packed[packed_row(params.tokens, token, head) + four] = x;
     }
     for (var nth = thread; nth < item.tokens; nth += THREADS) {
         let token = item.token + nth;
@@ -61,6 +61,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
             sums = vec2(bitcast<f32>(bits) * LOG2_E, delta);
         }
-        packed[(token * Q_HEADS + head) * ROW4 + K4 + V4] = vec4(sums, 0.0, 0.0);
+        packed[packed_row(params.tokens, token, head) + K4 + V4] = vec4(sums, 0.0, 0.0);
     }
 }

@@ -25,7 +25,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var share = 0.0;
     for (var token = thread; token < work.params.items; token += THREADS) {
         // Of a token that no sequence has, delta is 0.
-        let sums = packed[(token * Q_HEADS + head) * ROW4 + K4 + V4];
+        let sums = packed[packed_row(work.params.tokens, token, head) + K4 + V4];
         share -= exp2(sink - sums.x) * sums.y;
     }
     shares[thread] = share;

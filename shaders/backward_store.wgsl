@@ -41,9 +41,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         return;
     }
     let item = work.items[index];
-    for (var i = thread; i < item.tokens * head.dim; i += THREADS) {
-        let nth = i / head.dim;
-        let element = i % head.dim;
+    // Counted on, not divided anew for each element: software adapters divide lane by lane.
+    var nth = thread / head.dim;
+    var element = thread % head.dim;
+    while nth < item.tokens {
         let token = item.token + nth;
         let source = head.first + token * head.token + workgroup.y * head.head;
         var x = weighed(source, element);
@@ -51,5 +52,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             x = turned(source, element, -(item.position + i32(nth)));
         }
         store_out(head.out_offset + token * head.out_token + workgroup.y * head.out_head + element, x);
+        element += THREADS;
+        while element >= head.dim {
+            element -= head.dim;
+            nth++;
+        }
     }
 }

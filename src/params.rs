@@ -58,6 +58,8 @@ pub struct Params {
     pub lse_head: u32,
     /// Where the maps begin in the step's words.
     pub maps: u32,
+    /// Query tokens of the step.
+    pub tokens: u32,
 }
 
 /// A tile of rows and a chunk of keys of one sequence, for every KV head: what one workgroup walks.

@@ -286,7 +286,7 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     {
         assert_same_struct!(
             module, Params, items, slots, page_shift, page_mask, pages, k_headers, v_headers, lse, q_offset,
-            q_token, q_head, out_offset, out_token, out_head, lse_offset, lse_token, lse_head, maps
+            q_token, q_head, out_offset, out_token, out_head, lse_offset, lse_token, lse_head, maps, tokens
         );
     }
     let store = module(&backward.store);

@@ -20,6 +20,7 @@ struct Params {
     lse_token: u32,
     lse_head: u32,
     maps: u32,
+    tokens: u32,
 }
 
 // Items run along x and, past what one dimension holds, along z.

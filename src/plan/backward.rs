@@ -12,7 +12,7 @@ use crate::spec::{Dtype, Mask};
 
 /// Largest `head_dim` and `v_head_dim` that train: beyond, gradients of a tile leave the registers.
 const MAX_DIM: u32 = 256;
-/// Largest dim of which a lane of the subgroup kernels holds two rows, or two keys, with their gradients.
+/// Largest dim of which a lane of the subgroup kernels holds several rows, or keys, with their gradients.
 const CLOSE_DIM: u32 = 64;
 /// Tokens that one workgroup stores.
 const STORE_TOKENS: u32 = 16;
@@ -77,13 +77,14 @@ impl Plan {
         );
         let (queries, keys) = match self.prefill() {
             Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {
-                // Two rows or keys a lane, while what a lane holds of them stays close.
+                // As many rows or keys a lane as the unrolled loop still fits into 32 KiB of instructions: beyond, it takes twice as long.
                 let lanes = tile.threads;
-                let each = if spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM { 2 } else { 1 };
+                let is_close = spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM;
+                let (rows, keys) = if is_close { (3, 2) } else { (1, 1) };
                 let tile = |rows, keys| Tile { rows, keys, threads: lanes };
                 (
-                    variant(Kernel::BackwardQSubgroup, tile(lanes * each, 1)),
-                    variant(Kernel::BackwardKvSubgroup, tile(1, lanes * each)),
+                    variant(Kernel::BackwardQSubgroup, tile(lanes * rows, 1)),
+                    variant(Kernel::BackwardKvSubgroup, tile(1, lanes * keys)),
                 )
             }
             _ => portable,
@@ -133,6 +134,9 @@ impl BackwardPlan {
                 u64::from(item.row_end - item.row_begin) * u64::from(item.key_end - item.key_begin)
             };
             list.sort_by_key(|item| Reverse(pairs(item)));
+            if self.keys.uses_subgroups() {
+                fold(list);
+            }
         }
         lists
     }
@@ -181,6 +185,16 @@ fn seers(count: u32, of: impl Fn(u32) -> (bool, bool)) -> Range<u32> {
     };
     let begin = partition(&|nth| of(nth).0);
     begin..partition(&|nth| of(nth).1).max(begin)
+}
+
+/// From longest first to longest, shortest, second longest, second shortest ... Software adapters give each of their threads as many
+/// workgroups as the others, one behind the other: so these take about as long.
+fn fold(list: &mut [WorkItem]) {
+    let sorted = list.to_vec();
+    for (nth, item) in list.iter_mut().enumerate() {
+        let from = if nth % 2 == 0 { nth / 2 } else { sorted.len() - 1 - nth / 2 };
+        *item = sorted[from];
+    }
 }
 
 /// `tokens` tokens in runs that one workgroup stores.

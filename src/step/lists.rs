@@ -118,6 +118,7 @@ fn params(plan: &Plan, batch: &Batch<'_>, resolved: &Resolved, kind: &Kind) -> P
         lse_token: lse.token_stride,
         lse_head: lse.head_stride,
         maps: (resolved.input.dense + resolved.input.words.len() as u64) as u32,
+        tokens: resolved.tokens,
         ..Params::default()
     }
 }
