@@ -65,7 +65,7 @@ fn legend(report: &Report, area: &Area<'_>) -> Result<()> {
 /// Below the worst and a little above the best, 1.
 fn qualities(report: &Report, shown: impl Fn(&Run) -> f64) -> std::ops::Range<f64> {
     let least = report.runs.iter().map(shown).fold(1.0, f64::min);
-    (least - 0.05).max(-1.0)..1.02
+    (least - 0.08).max(-1.0)..1.06
 }
 
 fn steps(report: &Report, area: &Area<'_>) -> Result<()> {
@@ -93,7 +93,7 @@ fn steps(report: &Report, area: &Area<'_>) -> Result<()> {
 
 fn cost(report: &Report, area: &Area<'_>) -> Result<()> {
     let (top, area) = area.split_vertically(LEGEND);
-    let text = format!("Left to right: time. The ring's area: bytes of the cache at {CONTEXT} tokens.");
+    let text = format!("K/V heads; a ring's area is the size of the cache. {CONTEXT} tokens in it.");
     top.draw(&Text::new(text, (60, 10), (FONT, 14)))?;
     let longest = report.decodes.iter().map(|(_, decode)| decode.milliseconds).fold(0.0, f64::max);
     let largest = report.decodes.iter().map(|(_, decode)| decode.bytes_per_token).max().unwrap_or(1) as f64;
@@ -101,25 +101,34 @@ fn cost(report: &Report, area: &Area<'_>) -> Result<()> {
         .margin(12)
         .x_label_area_size(42)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..longest * 1.15, qualities(report, |run| run.last().rank))?;
+        .build_cartesian_2d(0.0..longest * 1.2, qualities(report, |run| run.last().rank))?;
     let mut mesh = chart.configure_mesh();
     mesh.x_desc("attention of one decoded token, all layers, ms").y_desc("rank correlation after training");
     mesh.light_line_style(BLACK.mix(0.05)).draw()?;
-    for (kv_heads, decode) in &report.decodes {
+    for (nth, (kv_heads, decode)) in report.decodes.iter().enumerate() {
         let radius = (28.0 * (decode.bytes_per_token as f64 / largest).sqrt()) as i32;
-        let of_kind: Vec<_> = report.runs.iter().filter(|run| run.kv_heads == *kv_heads).collect();
-        for run in of_kind.iter() {
-            let (colour, shape) = style(report, run);
-            let at = (decode.milliseconds, run.last().rank);
+        let colour = COLOURS[nth % COLOURS.len()];
+        let runs: Vec<_> = report.runs.iter().filter(|run| run.kv_heads == *kv_heads).collect();
+        // The original is as near to itself as can be.
+        let mut points: Vec<_> = runs.iter().map(|run| (run.last().rank, style(report, run).1)).collect();
+        if nth == 0 {
+            points.push((1.0, 0));
+        }
+        for (rank, shape) in &points {
+            let at = [(decode.milliseconds, *rank)];
             let ring = |at| EmptyElement::at(at) + Circle::new((0, 0), radius, colour.stroke_width(1));
-            chart.draw_series([at].map(ring))?;
-            chart.draw_series([at].map(|at| EmptyElement::at(at) + mark((0, 0), (colour, shape), 4)))?;
+            chart.draw_series(at.map(ring))?;
+            chart.draw_series(at.map(|at| EmptyElement::at(at) + mark((0, 0), (colour, *shape), 4)))?;
         }
-        if let Some(best) = of_kind.iter().map(|run| run.last().rank).reduce(f64::max) {
-            let name = format!("{} K/V heads", kv_heads);
-            let text = |at| EmptyElement::at(at) + Text::new(name.clone(), (-30, 14 + radius), (FONT, 14));
-            chart.draw_series([(decode.milliseconds, best)].map(text))?;
-        }
+        let name = match (nth, kv_heads) {
+            (0, heads) => format!("the original, {heads}"),
+            (_, 1) => "MQA, 1".to_owned(),
+            (_, heads) => format!("GQA, {heads}"),
+        };
+        let left = -4 * name.len() as i32 + 10;
+        let text = |at| EmptyElement::at(at) + Text::new(name.clone(), (left, 6 + radius), (FONT, 14));
+        let below = points.iter().map(|(rank, _)| *rank).fold(1.0, f64::min);
+        chart.draw_series([(decode.milliseconds, below)].map(text))?;
     }
     Ok(())
 }
