@@ -101,6 +101,7 @@ struct Trainer<'a> {
     embeddings: Embeddings,
     setup: WgpuSetup,
     device: Device,
+    bar: ProgressBar,
 }
 
 impl Run {
@@ -149,17 +150,18 @@ fn run(arguments: &Arguments) -> Result<()> {
         info.name, info.backend, arguments.steps, arguments.sentences
     );
     let embeddings = checkpoint.embeddings(&device)?;
-    let trainer = Trainer { arguments, checkpoint, embeddings, setup, device };
+    let bar = progress();
+    let trainer = Trainer { arguments, checkpoint, embeddings, setup, device, bar: bar.clone() };
+    bar.set_length(trainer.length(held_out.len()));
 
-    let bar = progress(trainer.length(held_out.len()));
     let decode = |kv_heads: &usize| Ok((*kv_heads, decode::measure(&config, *kv_heads, &trainer.setup)?));
     let kinds: Vec<_> = std::iter::once(&config.heads).chain(&arguments.kv_heads).collect();
     bar.set_message("decoding");
     let decodes = kinds.into_iter().map(decode).collect::<Result<Vec<_>>>()?;
     let (attention, original) = trainer.original()?;
     bar.set_message("the original");
-    let expected = trainer.embed(&original, &attention, &held_out, &bar)?;
-    let examples = trainer.examples(&original, &attention, &training, &bar)?;
+    let expected = trainer.embed(&original, &attention, &held_out)?;
+    let examples = trainer.examples(&original, &attention, &training)?;
     let mut runs = Vec::new();
     for kv_heads in &arguments.kv_heads {
         let attention = config.attention(*kv_heads, &trainer.setup)?;
@@ -168,24 +170,18 @@ fn run(arguments: &Arguments) -> Result<()> {
             bar.set_message(run.name());
             let encoder =
                 trainer.checkpoint.encoder(*kv_heads, pooling, &trainer.device.clone().autodiff())?;
-            trainer.train(
-                encoder,
-                &attention,
-                &examples,
-                |step, encoder| {
-                    let found = trainer.embed(encoder, &attention, &held_out, &bar)?;
-                    let quality = quality::compare(&found, &expected);
-                    bar.println(format!(
-                        "{:24} step {step:4}: cosine {:.4}, rank correlation {:.4}",
-                        run.name(),
-                        quality.cosine,
-                        quality.rank
-                    ));
-                    run.points.push((step, quality));
-                    Ok(())
-                },
-                &bar,
-            )?;
+            trainer.train(encoder, &attention, &examples, |step, encoder| {
+                let found = trainer.embed(encoder, &attention, &held_out)?;
+                let quality = quality::compare(&found, &expected);
+                bar.println(format!(
+                    "{:24} step {step:4}: cosine {:.4}, rank correlation {:.4}",
+                    run.name(),
+                    quality.cosine,
+                    quality.rank
+                ));
+                run.points.push((step, quality));
+                Ok(())
+            })?;
             runs.push(run);
         }
     }
@@ -222,7 +218,6 @@ impl Trainer<'_> {
         encoder: &Encoder,
         attention: &Arc<GqaAttention>,
         texts: &[Vec<u32>],
-        bar: &ProgressBar,
     ) -> Result<Vec<Vec<f32>>> {
         let mut embeddings = Vec::new();
         for texts in texts.chunks(EVALUATED) {
@@ -233,7 +228,7 @@ impl Trainer<'_> {
             let rows =
                 pooled(last, &lengths).into_data().try_to_vec::<f32>().map_err(|e| format!("{e:?}"))?;
             embeddings.extend(rows.chunks(self.checkpoint.config.width).map(<[f32]>::to_vec));
-            bar.inc(1);
+            self.bar.inc(1);
         }
         Ok(embeddings)
     }
@@ -244,7 +239,6 @@ impl Trainer<'_> {
         original: &Encoder,
         attention: &Arc<GqaAttention>,
         texts: &[Vec<u32>],
-        bar: &ProgressBar,
     ) -> Result<Vec<Example>> {
         let Arguments { steps, sentences, .. } = *self.arguments;
         let mut order: Vec<usize> = (0..texts.len()).collect();
@@ -256,7 +250,7 @@ impl Trainer<'_> {
             let (x, lengths) = (self.embeddings.forward(&texts, &self.device), text::lengths(&texts));
             let hidden = original.forward(attention, x.clone(), &lengths)?;
             examples.push(Example { x, lengths, hidden });
-            bar.inc(1);
+            self.bar.inc(1);
         }
         Ok(examples)
     }
@@ -268,7 +262,6 @@ impl Trainer<'_> {
         attention: &Arc<GqaAttention>,
         examples: &[Example],
         mut evaluate: impl FnMut(usize, &Encoder) -> Result<()>,
-        bar: &ProgressBar,
     ) -> Result<()> {
         let mut optimizer = AdamWConfig::new().init();
         for (step, example) in examples.iter().enumerate() {
@@ -281,7 +274,7 @@ impl Trainer<'_> {
             let warm = ((step + 1) as f64 / WARM_UP as f64).min(1.0);
             let left = 1.0 - step as f64 / examples.len() as f64;
             encoder = optimizer.step(self.arguments.rate * warm * left, encoder, gradients);
-            bar.inc(1);
+            self.bar.inc(1);
         }
         evaluate(examples.len(), &encoder.valid())
     }
@@ -306,9 +299,9 @@ fn loss(hidden: &[Tensor<2>], example: &Example) -> Tensor<1> {
     }
 }
 
-fn progress(len: u64) -> ProgressBar {
+fn progress() -> ProgressBar {
     let style = ProgressStyle::with_template("{elapsed:>4} {bar:30} {percent:>3} %, {eta} left: {msg}");
-    ProgressBar::new(len).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// For a README: what pooling alone leaves, what training gives back, and what it is for.
