@@ -173,12 +173,11 @@ fn run(arguments: &Arguments) -> Result<()> {
             trainer.train(encoder, &attention, &examples, |step, encoder| {
                 let found = trainer.embed(encoder, &attention, &held_out)?;
                 let quality = quality::compare(&found, &expected);
-                bar.println(format!(
-                    "{:24} step {step:4}: cosine {:.4}, rank correlation {:.4}",
-                    run.name(),
-                    quality.cosine,
-                    quality.rank
-                ));
+                let (name, Quality { cosine, rank }) = (run.name(), quality);
+                // Where nobody looks at a bar, too.
+                bar.suspend(|| {
+                    eprintln!("{name:24} step {step:4}: cosine {cosine:.3}, rank correlation {rank:.3}")
+                });
                 run.points.push((step, quality));
                 Ok(())
             })?;
