@@ -71,9 +71,10 @@ fn kernels_from_a_cache_are_the_same_kernels() {
                 wgpu::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
             // SAFETY: the data is what a cache on the same adapter has given, a moment ago in this process.
             let cache = unsafe { gpu.device.create_pipeline_cache(&descriptor) };
-            let options = Options { cache: Some(cache.clone()), ..Options::default() };
-            let setup = Setup { options, slack: 2, page: None };
-            let output = Runner::new(&gpu, &spec(), &setup).unwrap().run(&problem).unwrap();
+            let setup = Setup { slack: 2, ..Setup::default() };
+            let attention =
+                Attention::with_cache(&gpu.device, spec(), Options::default(), Some(cache.clone())).unwrap();
+            let output = Runner::of(&gpu, attention, &setup).run(&problem).unwrap();
             assert_eq!(check(&problem, &output), Ok(()), "{}", gpu.name());
             outputs.push(output.out);
             data = cache.get_data();

@@ -68,11 +68,25 @@ impl Attention {
     /// [`Error::Field`] when `options` ask for what the device cannot do, [`Error::Limit`] when the device is below
     /// WebGPU's minimum.
     pub fn new(device: &wgpu::Device, spec: AttentionSpec, options: Options) -> Result<Self, Error> {
+        Self::with_cache(device, spec, options, None)
+    }
+
+    /// The same, compiling through a cache of the device's ([`wgpu::Features::PIPELINE_CACHE`]): what that holds from an earlier run is not
+    /// compiled again.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_cache(
+        device: &wgpu::Device,
+        spec: AttentionSpec,
+        options: Options,
+        cache: Option<wgpu::PipelineCache>,
+    ) -> Result<Self, Error> {
         let caps = Caps::of(device);
         let plan = Plan::new(&spec, &caps, &options)?;
         io::check_limits(device, &caps, &plan)?;
         log::debug!("{plan}");
-        let maker = Maker { device: device.clone(), checked: options.checked, cache: options.cache.clone() };
+        let maker = Maker { device: device.clone(), checked: options.checked, cache };
         let kernel = |variant: &Variant| Lazy::new(&maker, variant.clone());
         let decode = kernel(plan.decode());
         let prefill = if plan.prefill() == plan.decode() { decode.clone() } else { kernel(plan.prefill()) };

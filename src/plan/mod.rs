@@ -50,9 +50,6 @@ pub struct Options {
     /// Queries may share one buffer with outputs and LSE, as tensors of a framework that allocates from pools do: then they are
     /// bound as if they were written.
     pub pooled: bool,
-    /// Compile through this cache, of the same device ([`wgpu::Features::PIPELINE_CACHE`]): what it holds from an earlier run is not compiled
-    /// again.
-    pub cache: Option<wgpu::PipelineCache>,
 }
 
 /// Kernels, tiles and chunks for one spec on one adapter. `Display` tells the reasons.

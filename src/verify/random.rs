@@ -290,7 +290,6 @@ pub fn random_setup(seed: u64) -> Setup {
             checked: rng.u32(..4) == 0,
             count_fetches: false,
             pooled: false,
-            cache: None,
         },
         slack: rng.u32(..5),
         page: [None, Some(1), Some(16), Some(64), Some(8)][rng.usize(..5)],

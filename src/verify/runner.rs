@@ -54,13 +54,18 @@ pub(super) const LAYER: u32 = 1;
 const LAYERS: u32 = 2;
 
 impl<'a> Runner<'a> {
-    /// Compiles `spec`.
+    /// Plans `spec`.
     ///
     /// # Errors
     /// Whatever the library refuses.
     pub fn new(gpu: &'a Gpu, spec: &AttentionSpec, setup: &Setup) -> Result<Self, Error> {
         let attention = Attention::new(&gpu.device, spec.clone(), setup.options.clone())?;
-        Ok(Self { gpu, attention, slack: setup.slack, page: setup.page })
+        Ok(Self::of(gpu, attention, setup))
+    }
+
+    /// The same with an attention on the same device.
+    pub fn of(gpu: &'a Gpu, attention: Attention, setup: &Setup) -> Self {
+        Self { gpu, attention, slack: setup.slack, page: setup.page }
     }
 
     /// What was compiled.
