@@ -6,7 +6,7 @@ use crate::device::create_filled;
 use crate::error::Error;
 use crate::layout::{Layout, Shape};
 use crate::params::Params;
-use crate::pipeline::{Maker, Pipeline, bind};
+use crate::pipeline::{Build, Pipeline, bind};
 use crate::plan::{Options, Plan, WorkLists};
 use crate::shader::Variant;
 use crate::spec::AttentionSpec;
@@ -87,8 +87,8 @@ impl Merge {
     pub fn new(device: &wgpu::Device, spec: &AttentionSpec) -> Result<Self, Error> {
         let caps = Caps::of(device);
         let variant = Plan::new(spec, &caps, &Options::default())?.merge();
-        let maker = Maker { device: device.clone(), checked: false, cache: None };
-        let pipeline = Pipeline::new(&maker, &variant)?;
+        let build = Build { device: device.clone(), checked: false, cache: None };
+        let pipeline = Pipeline::new(&build, &variant)?;
         Ok(Self { id: unique_id(), device: device.clone(), caps, variant, pipeline })
     }
 

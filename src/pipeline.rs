@@ -17,7 +17,7 @@ pub(crate) struct Pipeline {
 
 /// What the kernels of one attention are compiled with.
 #[derive(Debug, Clone)]
-pub(crate) struct Maker {
+pub(crate) struct Build {
     pub(crate) device: wgpu::Device,
     pub(crate) checked: bool,
     pub(crate) cache: Option<wgpu::PipelineCache>,
@@ -25,27 +25,27 @@ pub(crate) struct Maker {
 
 /// A variant that is compiled where it is first wanted: a program that only decodes never waits for prefill.
 #[derive(Debug, Clone)]
-pub(crate) struct Lazy(Arc<(Maker, Variant, OnceLock<Pipeline>)>);
+pub(crate) struct Lazy(Arc<(Build, Variant, OnceLock<Pipeline>)>);
 
 impl Lazy {
-    pub(crate) fn new(maker: &Maker, variant: Variant) -> Self {
-        Self(Arc::new((maker.clone(), variant, OnceLock::new())))
+    pub(crate) fn new(build: &Build, variant: Variant) -> Self {
+        Self(Arc::new((build.clone(), variant, OnceLock::new())))
     }
 
     /// The pipeline, compiled now where it has not been. Two threads may both compile it; one result stays.
     pub(crate) fn get(&self) -> Result<&Pipeline, Error> {
-        let (maker, variant, compiled) = &*self.0;
+        let (build, variant, compiled) = &*self.0;
         if let Some(pipeline) = compiled.get() {
             return Ok(pipeline);
         }
-        let pipeline = Pipeline::new(maker, variant)?;
+        let pipeline = Pipeline::new(build, variant)?;
         Ok(compiled.get_or_init(|| pipeline))
     }
 }
 
 impl Pipeline {
-    pub(crate) fn new(maker: &Maker, variant: &Variant) -> Result<Self, Error> {
-        let Maker { device, checked, cache } = maker;
+    pub(crate) fn new(build: &Build, variant: &Variant) -> Result<Self, Error> {
+        let Build { device, checked, cache } = build;
         let label = format!("gqa.{}", variant.kernel);
         let linked = link(variant, Compiler::Naga);
         // A driver's own refusal is an internal error.
@@ -66,9 +66,9 @@ impl Pipeline {
             // their sequence. Tables: laid out by the spec. `Merge::prepare` checks its layouts itself. States, lists and parts: sized
             // by the plan that numbers them. Work lists: items are counted in their head; a step's memory is used again only where all
             // of this holds for every binding made of it (`Step::renew`). In loops on the GPU lengths are clamped to what is reserved,
-            // and lists have room for the most that they then give (`Room`). Gradients: of the step's own batch (`BackwardStep::batch`), rows
-            // and gradients in f32 sized by its tokens, runs and tiles of its queries and new tokens (`BackwardPlan::work`). Loops run over these same bounds, so they end. The tests
-            // run every kernel checked and unchecked.
+            // and lists have room for the most that they then give (`Room`). Gradients: of the step's own batch (`BackwardStep::batch`);
+            // rows and gradients in f32 are sized by its tokens, runs and tiles are of its queries and new tokens
+            // (`BackwardPlan::work`). Loops run over these same bounds, so they end. The tests run every kernel checked and unchecked.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let bindings = variant.bindings();

@@ -118,7 +118,7 @@ impl Attention {
             return Ok(pipelines);
         }
         let plan = self.plan.backward()?;
-        let compile = |variant| Pipeline::new(&self.maker, variant);
+        let compile = |variant| Pipeline::new(&self.build, variant);
         let pipelines = BackwardPipelines {
             rows: compile(&plan.rows)?,
             queries: compile(&plan.queries)?,

@@ -52,9 +52,9 @@ impl Attention {
             _ => self.plan.spec().q_dtype().bytes(),
         };
         let view = self.caps.view("mask", &mask, elements, bytes)?;
+        let (pack, classify) = (pack.get()?, classify.get()?);
         step.masked.store(true, Ordering::Relaxed);
         let words = step.buffers.words.as_entire_binding();
-        let (pack, classify) = (pack.get()?, classify.get()?);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("gqa.mask"),
             timestamp_writes: None,

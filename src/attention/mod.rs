@@ -13,7 +13,7 @@ use crate::cache::{Layer, Shard};
 use crate::caps::Caps;
 use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
-use crate::pipeline::{Lazy, Maker, bind};
+use crate::pipeline::{Build, Lazy, bind};
 use crate::plan::{Options, Plan};
 use crate::shader::Variant;
 use crate::spec::AttentionSpec;
@@ -39,7 +39,7 @@ pub struct Attention {
     device: wgpu::Device,
     caps: Caps,
     plan: Plan,
-    maker: Maker,
+    build: Build,
     prefill: Lazy,
     decode: Lazy,
     combine: Lazy,
@@ -86,8 +86,8 @@ impl Attention {
         let plan = Plan::new(&spec, &caps, &options)?;
         io::check_limits(device, &caps, &plan)?;
         log::debug!("{plan}");
-        let maker = Maker { device: device.clone(), checked: options.checked, cache };
-        let kernel = |variant: &Variant| Lazy::new(&maker, variant.clone());
+        let build = Build { device: device.clone(), checked: options.checked, cache };
+        let kernel = |variant: &Variant| Lazy::new(&build, variant.clone());
         let decode = kernel(plan.decode());
         let prefill = if plan.prefill() == plan.decode() { decode.clone() } else { kernel(plan.prefill()) };
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -113,7 +113,7 @@ impl Attention {
             fetches: options.count_fetches.then(|| buffer("gqa.fetches")).transpose()?,
             caps,
             plan,
-            maker,
+            build,
         })
     }
 

@@ -56,8 +56,8 @@ model
 
 uptrain
   Fetches all-MiniLM-L6-v2 as `model` does, pools its twelve K/V heads to four and to one, and trains
-  the results to give the same embeddings as before, through the kernels and their gradients. Half an
-  hour on two cores without a GPU, a third of it compiling Burn. ARGS go to the example:
+  the results to give the same embeddings as before, through the kernels and their gradients. Long on a
+  CPU: it took 30 minutes on two busy cores, and Burn compiles before. ARGS go to the example:
   `cargo xtask uptrain --help`.
 
 Variables:

@@ -85,7 +85,9 @@ pub(crate) fn uptrain(arguments: &[String]) -> Result<u8, String> {
     if !arguments.iter().any(|a| a == "--help" || a == "-h") {
         setup::software_drivers(false);
         ensure(&MINILM)?;
-        println!("Burn takes ten minutes to compile on two cores; then the example tells how far it is.");
+        println!(
+            "Burn compiles first, ten minutes or more on two cores; then the example tells how far it is."
+        );
     }
     let mut example =
         process::cargo(&["run", "--release", "--package", "gqa-burn", "--example", "uptrain", "--"]);

@@ -127,11 +127,11 @@ impl Training {
             }
         }
         if !tensors.iter().any(|x| x.is_autodiff()) {
-            return Ok(self.attend(layer, tensors)?.0);
+            return Ok(self.attend(layer, tensors, false)?.0);
         }
         let [q, k, v] = tensors;
         let ((q, of_q), (k, of_k), (v, of_v)) = (open("q", q)?, open("k", k)?, open("v", v)?);
-        let (out, saved) = self.attend(layer, [q, k, v])?;
+        let (out, saved) = self.attend(layer, [q, k, v], true)?;
         let out = out.try_into_primitive::<Wgpu>();
         let out = out.map_err(|error| Error::Backend { name: "out", found: format!("{error:?}") })?;
         let out = match Attend.prepare::<NoCheckpointing>([of_q, of_k, of_v]).compute_bound().stateful() {
@@ -141,8 +141,13 @@ impl Training {
         Ok(Tensor::from_primitive::<Autodiff<Wgpu>>(out))
     }
 
-    /// Forward, and what the way back needs of it.
-    fn attend(&mut self, layer: u32, tensors: [Tensor<3>; 3]) -> Result<(Tensor<3>, Saved), Error> {
+    /// Forward, and what the way back needs of it, where that is `wanted`.
+    fn attend(
+        &mut self,
+        layer: u32,
+        tensors: [Tensor<3>; 3],
+        wanted: bool,
+    ) -> Result<(Tensor<3>, Saved), Error> {
         let attention = self.attention.clone();
         let spec = attention.spec();
         self.step.check_tokens([0, 1, 2].map(|nth| tensors[nth].dims()[0]))?;
@@ -161,8 +166,10 @@ impl Training {
             new_v: v.layout("v", spec.kv_heads(), spec.v_head_dim())?,
         };
         let prepared = self.step.of(&attention, &self.cache, layouts)?;
-        // Whatever can be wrong is found now, when there is someone to tell.
-        prepared.gradients(&attention)?;
+        if wanted {
+            // Whatever can be wrong is found now, when there is someone to tell.
+            prepared.gradients(&attention)?;
+        }
         let mut encoder = attention.encoder();
         let kv = NewKv { k: k.binding(), v: v.binding() };
         attention.inner().append(&mut encoder, &prepared.step, layer, kv)?;

@@ -268,7 +268,7 @@ impl Trainer<'_> {
                 evaluate(step, &encoder.valid())?;
             }
             let hidden = encoder.forward(attention, example.x.clone().autodiff(), &example.lengths)?;
-            let gradients = loss(&hidden, example).backward();
+            let gradients = loss(&hidden, example)?.backward();
             let gradients = GradientsParams::from_grads(gradients, &encoder);
             let warm = ((step + 1) as f64 / WARM_UP as f64).min(1.0);
             let left = 1.0 - step as f64 / examples.len() as f64;
@@ -279,23 +279,19 @@ impl Trainer<'_> {
     }
 }
 
-/// How far hidden states are from the original's, relative to how much those vary, on average over layers; and 1 less the cosine of embeddings.
-fn loss(hidden: &[Tensor<2>], example: &Example) -> Tensor<1> {
-    let layers = hidden.len() as f64;
-    let mut sum: Option<Tensor<1>> = None;
+/// How far hidden states are from the original's, relative to how large those are, on average over layers; and 1 less the cosine of embeddings.
+fn loss(hidden: &[Tensor<2>], example: &Example) -> Result<Tensor<1>> {
+    let (Some(found), Some(expected)) = (hidden.last(), example.hidden.last()) else {
+        return Err("the model has no layers".into());
+    };
+    let [found, expected] = [found.clone(), expected.clone().autodiff()].map(|x| pooled(x, &example.lengths));
+    let mut loss = (found * expected).sum_dim(1).mean().neg() + 1.0;
     for (found, expected) in hidden.iter().zip(&example.hidden) {
-        let far = (found.clone() - expected.clone().autodiff()).square().mean();
-        let far = far / expected.clone().autodiff().square().mean() / layers;
-        sum = Some(sum.map_or(far.clone(), |sum| sum + far));
+        let expected = expected.clone().autodiff();
+        let far = (found.clone() - expected.clone()).square().mean() / expected.square().mean();
+        loss = loss + far / hidden.len() as f64;
     }
-    let last = |hidden: &[Tensor<2>]| hidden.last().cloned();
-    match (sum, last(hidden), last(&example.hidden)) {
-        (Some(sum), Some(found), Some(expected)) => {
-            let [found, expected] = [found, expected.autodiff()].map(|x| pooled(x, &example.lengths));
-            sum + 1.0 - (found * expected).sum_dim(1).mean()
-        }
-        _ => unreachable!("the model has layers"),
-    }
+    Ok(loss)
 }
 
 fn progress() -> ProgressBar {
