@@ -49,13 +49,13 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "mean,first,random", value_parser = pooling)]
     pooling: Vec<(&'static str, Pooling)>,
     /// Steps of training
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 36)]
     steps: usize,
     /// Sentences of a step
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 10)]
     sentences: usize,
     /// Steps between two evaluations
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 12)]
     every: usize,
     /// Highest learning rate of AdamW
     #[arg(long, default_value_t = 1e-3)]
