@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use gqa::plan::BackwardPlan;
 use gqa::shader::{Compiler, link};
-use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, alibi_slopes};
+use gqa::{AttentionSpec, Caps, Class, Dtype, Mask, Options, Pairing, Plan, Rope, alibi_slopes};
 
 /// A name and a spec each: ordinary shapes, then features one by one and together.
 fn specs() -> Result<Vec<(String, AttentionSpec)>, gqa::Error> {
@@ -72,7 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("name a folder")?;
     let minimal = Caps { unpack_f16: true, ..Caps::minimal() };
     let gpu = Caps { subgroup: Some((32, 32)), f16: true, workgroup_memory: 32 << 10, ..minimal.clone() };
-    let software = Caps { subgroup: Some((8, 8)), software: true, ..minimal.clone() };
+    let software = Caps { subgroup: Some((8, 8)), class: Class::Software, ..minimal.clone() };
     let mut texts = BTreeMap::new();
     for (adapter, caps) in [("minimal", minimal), ("gpu", gpu), ("software", software)] {
         for (name, spec) in specs()? {

@@ -1,5 +1,36 @@
 //! What an adapter can do, as far as kernels care. Pure data: plans are made and tested without a GPU.
 
+/// What kind of device an adapter is: each has rows of its own in the [tile table](crate::plan::TABLE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// A GPU with memory of its own, or one of which nothing is known (browsers do not tell).
+    Discrete,
+    /// A GPU that shares the processor's memory.
+    Integrated,
+    /// A GPU of Apple's.
+    Apple,
+    /// A CPU: loads cost per lane, branches and registers are cheap, barriers are not.
+    Software,
+}
+
+impl Class {
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Discrete => "discrete",
+            Self::Integrated => "integrated",
+            Self::Apple => "apple",
+            Self::Software => "software",
+        }
+    }
+}
+
+impl std::fmt::Display for Class {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// Limits and features that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caps {
@@ -21,8 +52,8 @@ pub struct Caps {
     pub f16: bool,
     /// Whether `unpack2x16float` exists (lavapipe ties it to the f16 feature).
     pub unpack_f16: bool,
-    /// Whether the adapter is a CPU: loads cost per lane, branches and registers are cheap, barriers are not.
-    pub software: bool,
+    /// What kind of device it is.
+    pub class: Class,
 }
 
 impl Caps {
@@ -38,18 +69,13 @@ impl Caps {
             subgroup: None,
             f16: false,
             unpack_f16: false,
-            software: false,
+            class: Class::Discrete,
         }
     }
 
     /// The subgroup size, where it is one and the same in every dispatch.
     pub fn fixed_subgroup(&self) -> Option<u32> {
         self.subgroup.filter(|(min, max)| min == max).map(|(min, _)| min)
-    }
-
-    /// Workgroups that fill the device with some to spare. wgpu does not tell how many cores an adapter has.
-    pub fn fill(&self) -> u32 {
-        if self.software { 16 } else { 1024 }
     }
 }
 
@@ -68,6 +94,6 @@ impl std::fmt::Display for Caps {
         writeln!(f, "offset alignment   {} B", self.offset_alignment)?;
         writeln!(f, "subgroup           {subgroup}")?;
         writeln!(f, "f16 in shaders     {}", yes(self.f16))?;
-        write!(f, "software adapter   {}", yes(self.software))
+        write!(f, "class              {}", self.class)
     }
 }

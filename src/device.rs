@@ -3,7 +3,7 @@
 use std::future::Future as _;
 use std::task::{Context, Poll, Waker};
 
-use crate::caps::Caps;
+use crate::caps::{Caps, Class};
 use crate::error::Error;
 
 /// Optional features that kernels use where a device has them.
@@ -13,7 +13,7 @@ impl Caps {
     /// What `device` can do: its limits and features as granted, not what its adapter might have.
     pub fn of(device: &wgpu::Device) -> Self {
         let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
-        let software = info.device_type == wgpu::DeviceType::Cpu;
+        let class = class(&info);
         let f16 = features.contains(wgpu::Features::SHADER_F16);
         let subgroup = features
             .contains(wgpu::Features::SUBGROUP)
@@ -30,9 +30,21 @@ impl Caps {
             subgroup,
             f16,
             // Only lavapipe lacks the conversion, and it has it with the feature.
-            unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && software),
-            software,
+            unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && class == Class::Software),
+            class,
         }
+    }
+}
+
+/// Apple's number among the vendors of PCI devices.
+const APPLE: u32 = 0x106b;
+
+fn class(info: &wgpu::AdapterInfo) -> Class {
+    match info.device_type {
+        wgpu::DeviceType::Cpu => Class::Software,
+        _ if info.vendor == APPLE || info.name.starts_with("Apple ") => Class::Apple,
+        wgpu::DeviceType::IntegratedGpu => Class::Integrated,
+        _ => Class::Discrete,
     }
 }
 

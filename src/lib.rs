@@ -99,7 +99,7 @@ pub use batch::{Batch, Sequence};
 #[cfg(feature = "safetensors")]
 pub use cache::Snapshot;
 pub use cache::{CacheShape, KvCache, Layer, PagedShape, Shard};
-pub use caps::Caps;
+pub use caps::{Caps, Class};
 pub use device::{WANTED_FEATURES, device_descriptor};
 pub use error::Error;
 pub use layout::{Layout, Shape};

@@ -121,7 +121,17 @@ fn options_that_the_device_cannot_do() {
     let new = |options| Attention::new(&device, spec(), options);
     let subgroup = new(Options { family: Family::Subgroup, ..Options::default() });
     assert_eq!(field(subgroup.unwrap_err()), "options.family");
-    assert_eq!(field(new(Options { chunk: Some(0), ..Options::default() }).unwrap_err()), "options.chunk");
+    for (name, options) in [
+        ("options.chunk", Options { chunk: Some(0), ..Options::default() }),
+        ("options.fill", Options { fill: Some(0), ..Options::default() }),
+        ("options.decode_rows", Options { decode_rows: Some(0), ..Options::default() }),
+        ("options.decode_rows", Options { decode_rows: Some(17), ..Options::default() }),
+        ("options.prefill_rows", Options { prefill_rows: Some(0), ..Options::default() }),
+        ("options.prefill_rows", Options { prefill_rows: Some(30), ..Options::default() }),
+        ("options.prefill_rows", Options { prefill_rows: Some(1024), ..Options::default() }),
+    ] {
+        assert_eq!(field(new(options).unwrap_err()), name);
+    }
 
     let required_limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..Default::default() };
     let (poor, _) = wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });

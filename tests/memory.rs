@@ -95,6 +95,86 @@ fn update_allocates_nothing_of_its_own() {
     assert_eq!(grown, 0, "extend allocates");
 }
 
+/// A kernel that does nothing, with its bindings: what recording costs wgpu itself.
+fn nothing(device: &wgpu::Device) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
+    let text = "@group(0) @binding(0) var<storage, read_write> x: array<u32>; @compute @workgroup_size(1) fn main() { x[0] = 0u; }";
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(text.into()),
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    });
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 4,
+        usage: wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
+    });
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
+    });
+    (pipeline, group)
+}
+
+#[test]
+fn dispatch_allocates_nothing_of_its_own() {
+    const LAYERS: usize = 32;
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    let spec = AttentionSpec::builder(8, 2, 16).kv_dtype(Dtype::F16).build().unwrap();
+    let attention = Attention::new(&device, spec.clone(), Options::default()).unwrap();
+    let (cache, ids) = batch_of_a_server(&device, &spec);
+    let sequences: Vec<_> = ids.iter().map(|id| Sequence::new(*id, 1)).collect();
+    let step = attention.prepare(&queue, &cache, &Batch::new(&spec, &sequences)).unwrap();
+    let [q, out] = [(); 2].map(|()| {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 256 * 8 * 16 * 4,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    });
+    let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+    let bindings = attention.bind(&step, 0, io).unwrap();
+    let dispatches = step.workgroups()[..3].iter().filter(|count| **count > 0).count();
+    assert!(dispatches > 0);
+    let (pipeline, group) = nothing(&device);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let mut encoder = device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        ours.push(allocations(|| {
+            (0..LAYERS).for_each(|_| attention.dispatch(&mut pass, &step, &bindings).unwrap());
+        }));
+        drop(pass);
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        theirs.push(allocations(|| {
+            for _ in 0..LAYERS * dispatches {
+                pass.set_pipeline(&pipeline);
+                pass.set_bind_group(0, &group, &[]);
+                pass.dispatch_workgroups(1, 1, 1);
+            }
+        }));
+    }
+    let median = |mut counts: Vec<u64>| {
+        counts.sort_unstable();
+        counts[counts.len() / 2]
+    };
+    let (ours, theirs) = (median(ours), median(theirs));
+    // wgpu's own lists grow with what is recorded; anything of ours would come with every layer.
+    assert!(
+        ours < theirs + LAYERS as u64,
+        "dispatch allocates {ours} times, as many calls of wgpu {theirs} times"
+    );
+}
+
 /// Resident memory of this process in KiB, where the system tells.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

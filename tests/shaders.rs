@@ -9,7 +9,7 @@ use gqa::params::{
 };
 use gqa::plan::BackwardPlan;
 use gqa::shader::{Access, Compiler, F16, Kernel, Variant, link};
-use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
+use gqa::{AttentionSpec, Caps, Class, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
@@ -18,7 +18,7 @@ fn adapters() -> Vec<Caps> {
     let minimal = Caps::minimal();
     let gpu =
         Caps { workgroup_memory: 32 << 10, unpack_f16: true, subgroup: Some((32, 32)), ..minimal.clone() };
-    let software = Caps { software: true, ..gpu.clone() };
+    let software = Caps { class: Class::Software, ..gpu.clone() };
     vec![
         Caps { unpack_f16: true, ..minimal.clone() },
         Caps { subgroup: Some((16, 32)), f16: true, ..gpu.clone() },

@@ -3,8 +3,8 @@
 use std::ffi::CStr;
 
 use ash::{ext, khr, vk};
-use gqa::Caps;
 use gqa::shader::{Access, Variant};
+use gqa::{Caps, Class};
 
 /// A result of Vulkan or a sentence.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -210,7 +210,7 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Caps {
         subgroup: Some((sizes.min_subgroup_size, sizes.max_subgroup_size)),
         f16: true,
         unpack_f16: true,
-        software: false,
+        class: Class::Discrete,
     }
 }
 

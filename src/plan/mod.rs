@@ -2,55 +2,28 @@
 
 mod backward;
 mod input;
+mod options;
+mod tiles;
 mod work;
 
 use crate::caps::Caps;
 use crate::error::Error;
-use crate::params::{AppendItem, CombineItem, MAP_KEYS, WorkItem};
-use crate::shader::{BROADCAST_LANES, F16, Kernel, Tile, Variant, row_fours};
+use crate::params::{AppendItem, CombineItem, WorkItem};
+use crate::shader::{F16, Kernel, Tile, Variant, row_fours};
 use crate::spec::AttentionSpec;
+use tiles::{Choice, Tiles};
 
 pub use backward::{BackwardLists, BackwardPlan};
 pub use input::{Cut, MaskPlace, Shared, Span, StepAppend, StepInput, StepSequence, Traffic};
+pub use options::{Family, Options};
+pub use tiles::{ClassTiles, TABLE};
 pub use work::WorkLists;
 
-/// Most rows that [`Kernel::Decode`] packs: beyond, accumulators leave the registers.
-const DECODE_ROWS: u32 = 16;
-/// Most rows of [`Kernel::DecodeSubgroup`]: beyond, rows fill the lanes better than elements do.
-const DECODE_SUBGROUP_ROWS: u32 = 7;
 /// New tokens that one workgroup appends at most, and elements of them that it stages: 8 KiB.
 const MAX_RUN: u32 = 16;
 const RUN_ELEMENTS: u32 = 2048;
 /// Invocations of the kernels that are not tiled.
 pub(crate) const FLAT_THREADS: u32 = 64;
-
-/// Which family of kernels a plan takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Family {
-    /// What suits the adapter.
-    #[default]
-    Auto,
-    /// Tiles in workgroup memory: any adapter.
-    Portable,
-    /// One subgroup a workgroup: software adapters.
-    Subgroup,
-}
-
-/// What a caller may choose. The default suits the adapter.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Options {
-    /// Which kernels.
-    pub family: Family,
-    /// Keys of a chunk, where it should not follow from the batch.
-    pub chunk: Option<u32>,
-    /// Compile with bounds checks and loop bounds: slower, for debugging.
-    pub checked: bool,
-    /// Count reads of K and V into [`Attention::fetch_counter`](crate::Attention::fetch_counter): slower, for proofs.
-    pub count_fetches: bool,
-    /// Queries may share one buffer with outputs and LSE, as tensors of a framework that allocates from pools do: then they are
-    /// bound as if they were written.
-    pub pooled: bool,
-}
 
 /// Kernels, tiles and chunks for one spec on one adapter. `Display` tells the reasons.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,8 +47,15 @@ impl Plan {
     /// # Errors
     /// [`Error::Field`] when `options` ask for what the adapter or the kernels cannot do.
     pub fn new(spec: &AttentionSpec, caps: &Caps, options: &Options) -> Result<Self, Error> {
-        if let Some(chunk) = options.chunk.filter(|c| *c == 0) {
-            return Err(Error::field("options.chunk", chunk, "a chunk has at least one key"));
+        let least_one = [
+            ("options.chunk", options.chunk, "a chunk has at least one key"),
+            ("options.fill", options.fill, "at least one workgroup fills a device"),
+            ("options.decode_rows", options.decode_rows, "a tile has at least one row"),
+        ];
+        for (field, given, needed) in least_one {
+            if given == Some(0) {
+                return Err(Error::field(field, 0, needed));
+            }
         }
         if spec.kv_heads() > caps.workgroups {
             return Err(Error::Limit {
@@ -86,28 +66,8 @@ impl Plan {
                 hint: "request the adapter's own limit",
             });
         }
-        let lanes = caps.fixed_subgroup().filter(|lanes| BROADCAST_LANES.contains(lanes));
-        let lanes = match (options.family, lanes) {
-            (Family::Portable, _) => None,
-            (Family::Auto, lanes) => lanes.filter(|_| caps.software),
-            (Family::Subgroup, Some(lanes)) => Some(lanes),
-            (Family::Subgroup, None) => {
-                let found = match caps.subgroup {
-                    Some((min, max)) => format!("Subgroup on an adapter with subgroups of {min} to {max}"),
-                    None => "Subgroup on an adapter without subgroups".to_owned(),
-                };
-                return Err(Error::field(
-                    "options.family",
-                    found,
-                    "it needs subgroups of exactly 4 or exactly 8 lanes",
-                ));
-            }
-        };
         let mut reasons = Vec::new();
-        let (prefill, decode) = match lanes {
-            Some(lanes) => subgroup_tiles(spec, lanes, &mut reasons),
-            None => portable_tiles(spec, caps, &mut reasons),
-        };
+        let Tiles { prefill, decode, fill } = Tiles::new(spec, caps, options, &mut reasons)?;
         let f16 = match (caps.f16, caps.unpack_f16) {
             (true, _) => F16::Native,
             (_, true) => F16::Unpack,
@@ -122,7 +82,6 @@ impl Plan {
                     .to_owned(),
             });
         }
-        let fill = caps.fill();
         reasons.push(match options.chunk {
             Some(chunk) => format!("keys are cut into chunks of {chunk}, as asked"),
             None => format!("keys are cut into chunks only until {fill} workgroups are busy"),
@@ -208,8 +167,8 @@ impl Plan {
     pub(crate) fn fixed_chunk(&self) -> Option<u32> {
         self.chunk
     }
-    /// Workgroups that fill the device.
-    pub(crate) fn fill(&self) -> u32 {
+    /// Workgroups that fill the device: until then keys are cut into chunks.
+    pub fn fill(&self) -> u32 {
         self.fill
     }
     /// Makes the work of a loop on the GPU; not among [`Self::variants`], because it is compiled where a loop is wanted.
@@ -238,84 +197,9 @@ impl std::fmt::Display for Plan {
     }
 }
 
-type Choice = (Kernel, Tile);
-
 /// A kernel that stages rows in workgroup memory, as many as fit a few KiB.
 fn run(kernel: Kernel, spec: &AttentionSpec) -> Choice {
     let widest = spec.head_dim().max(spec.v_head_dim()).next_multiple_of(32);
     let rows = (RUN_ELEMENTS / widest).clamp(1, MAX_RUN);
     (kernel, Tile { rows, keys: 1, threads: FLAT_THREADS })
-}
-
-/// Kernels whose workgroup is one subgroup.
-fn subgroup_tiles(spec: &AttentionSpec, lanes: u32, reasons: &mut Vec<String>) -> (Choice, Choice) {
-    let widest = spec.head_dim().max(spec.v_head_dim());
-    let each = if widest <= 128 { 2 } else { 1 };
-    reasons.push(format!(
-        "a workgroup is one subgroup of {lanes}: on a software adapter barriers cost more than they share"
-    ));
-    reasons.push(format!(
-        "prefill: {each} rows a lane, because queries and outputs of {widest} elements must stay close"
-    ));
-    let rows_across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: 1, threads: lanes });
-    let prefill = rows_across(each);
-    let group = spec.group();
-    if group <= DECODE_SUBGROUP_ROWS {
-        reasons.push(format!(
-            "decode: the {group} rows of a group fit the registers, elements lie across lanes"
-        ));
-        return (prefill, (Kernel::DecodeSubgroup, Tile { rows: group, keys: 1, threads: lanes }));
-    }
-    let decode = rows_across(even_tiles(group, 16).div_ceil(lanes));
-    reasons.push(format!(
-        "decode: {group} rows of a group fill the lanes, rows lie across them {} at a time",
-        decode.1.rows
-    ));
-    (prefill, decode)
-}
-
-/// Kernels that share tiles in workgroup memory.
-fn portable_tiles(spec: &AttentionSpec, caps: &Caps, reasons: &mut Vec<String>) -> (Choice, Choice) {
-    // norm_rms.wgsl adds a number for each row, and arrays begin at multiples of 16.
-    let norm_bytes = |rows: u32| if spec.qk_norm().is_some() { (rows * 4).next_multiple_of(16) } else { 0 };
-    // As in prefill.wgsl: q_part, kv_part (9 groups a row), weights, team.
-    let prefill_bytes =
-        |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4 + norm_bytes(rows);
-    let rows = if prefill_bytes(64) <= caps.workgroup_memory && caps.invocations >= 128 { 64 } else { 32 };
-    reasons.push(format!(
-        "prefill: {rows} rows, because {} KiB of workgroup memory hold the parts of {}",
-        caps.workgroup_memory / 1024,
-        if rows == 64 { "64" } else { "32, not of 64" },
-    ));
-    let prefill = (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 });
-
-    // As in decode.wgsl and reduce_workgroup.wgsl: q_tile, scores, team_dots, row_max, merge.
-    let (k4, keys) = (row_fours(spec.head_dim()), MAP_KEYS);
-    // An invocation for each four columns of a value.
-    let threads = row_fours(spec.v_head_dim()).next_power_of_two().max(64);
-    let decode_bytes = |rows: u32| {
-        let each = k4 * 16 + keys * 4 + threads * 4;
-        rows * each + (rows * 4).next_multiple_of(16) + threads * 16 + threads * 4 + norm_bytes(rows)
-    };
-    let most = (1..=DECODE_ROWS).rev().find(|rows| decode_bytes(*rows) <= caps.workgroup_memory).unwrap_or(1);
-    let group = spec.group();
-    if group.div_ceil(most) > 2 * group.div_ceil(rows) {
-        reasons.push(format!(
-            "decode: as prefill, because {group} rows of a group would need {} tiles of {most}, each reading all keys",
-            group.div_ceil(most)
-        ));
-        return (prefill, prefill);
-    }
-    let rows = even_tiles(group, most);
-    reasons.push(if rows == group {
-        format!("decode: all {rows} rows of a group in one tile, so K and V are read once per group")
-    } else {
-        format!("decode: tiles of {rows} rows, because {most} is what registers and workgroup memory hold")
-    });
-    (prefill, (Kernel::Decode, Tile { rows, keys, threads }))
-}
-
-/// Rows of a tile when `rows` are cut evenly into tiles of at most `most`.
-fn even_tiles(rows: u32, most: u32) -> u32 {
-    rows.div_ceil(rows.div_ceil(most))
 }

@@ -1,6 +1,7 @@
 //! What an adapter can do at best: bytes read and multiply-adds per second, the best of several kernels each.
 
 use super::Sampler;
+use crate::caps::Class;
 use crate::verify::Gpu;
 
 /// The two lines of a roofline, and the kernels that reached them.
@@ -62,7 +63,7 @@ impl<'a> CeilingSamplers<'a> {
     /// # Errors
     /// When the device is lost.
     pub fn new(gpu: &'a Gpu) -> Result<Self, String> {
-        let sizes = if gpu.caps.software { SOFTWARE_SIZES } else { GPU_SIZES };
+        let sizes = if gpu.caps.class == Class::Software { SOFTWARE_SIZES } else { GPU_SIZES };
         let zeros = gpu.upload("gqa.ceiling", &vec![0; sizes[1] as usize]);
         let [short, long] = sizes;
         let mut kernels = Vec::new();
@@ -78,7 +79,7 @@ impl<'a> CeilingSamplers<'a> {
             read.push(candidate);
             read.extend(kernel.candidate(gpu, &zeros, short)?);
         }
-        let workgroups = gpu.caps.fill() * 4;
+        let workgroups = if gpu.caps.class == Class::Software { 64 } else { 4096 };
         let mut fma = Vec::new();
         for (element, lanes) in [("f32", 1), ("vec2<f32>", 2), ("vec4<f32>", 4)] {
             for (mad, threads) in

@@ -283,15 +283,19 @@ pub(crate) fn normal(rng: &mut Rng) -> f32 {
 /// How to run the problems that share `seed`'s spec: families, chunks and checks take turns.
 pub fn random_setup(seed: u64) -> Setup {
     let mut rng = Rng::with_seed((seed / PER_SPEC).wrapping_mul(2).wrapping_add(7));
-    Setup {
+    let mut setup = Setup {
         options: Options {
             family: if rng.bool() { Family::Auto } else { Family::Portable },
             chunk: [None, None, Some(1), Some(13), Some(64)][rng.usize(..5)],
             checked: rng.u32(..4) == 0,
-            count_fetches: false,
-            pooled: false,
+            ..Options::default()
         },
         slack: rng.u32(..5),
         page: [None, Some(1), Some(16), Some(64), Some(8)][rng.usize(..5)],
-    }
+    };
+    // Tiles that every adapter has room for.
+    setup.options.prefill_rows = [None, None, Some(8), Some(16)][rng.usize(..4)];
+    setup.options.decode_rows = [None, None, Some(1), Some(3)][rng.usize(..4)];
+    setup.options.fill = [None, None, Some(1), Some(100)][rng.usize(..4)];
+    setup
 }

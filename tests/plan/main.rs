@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gqa::params::{MAP_KEYS, MAP_TILES, NO_LIST, WHOLE};
 use gqa::plan::{Shared, Span, StepInput, StepSequence, Traffic, WorkLists};
-use gqa::{AttentionSpec, Caps, Dtype, Family, Mask, Options, Plan};
+use gqa::{AttentionSpec, Caps, Class, Dtype, Family, Mask, Options, Plan};
 use proptest::prelude::*;
 use walk::Walk;
 use world::{spec, spec_of_trees, world};
@@ -17,12 +17,26 @@ use world::{spec, spec_of_trees, world};
 fn caps() -> [Caps; 3] {
     let minimal = Caps::minimal();
     let gpu = Caps { workgroup_memory: 32 << 10, subgroup: Some((32, 32)), ..minimal.clone() };
-    [Caps { subgroup: Some((8, 8)), software: true, ..gpu.clone() }, minimal, gpu]
+    [Caps { subgroup: Some((8, 8)), class: Class::Software, ..gpu.clone() }, minimal, gpu]
 }
 
 fn plan(spec: &AttentionSpec, adapter: usize, chunk: Option<u32>, portable: bool) -> Plan {
     let family = if portable { Family::Portable } else { Family::Auto };
     Plan::new(spec, &caps()[adapter], &Options { chunk, family, ..Options::default() }).unwrap()
+}
+
+/// Tiles and chunks as a user may ask for them, and as every adapter here has room for them.
+fn asked() -> impl Strategy<Value = Options> {
+    let rows = |all: Vec<u32>| prop::option::of(prop::sample::select(all));
+    let chunk = prop::option::of(1u32..300);
+    let fill = prop::option::of(1u32..3000);
+    (rows(vec![8, 16, 32]), rows(vec![1, 2, 3, 8]), fill, chunk, any::<bool>()).prop_map(
+        |(prefill_rows, decode_rows, fill, chunk, portable)| {
+            let family = if portable { Family::Portable } else { Family::Auto };
+            // Wide heads leave room for few rows of decode, and lanes want whole shares.
+            Options { family, prefill_rows, decode_rows, fill, chunk, ..Options::default() }
+        },
+    )
 }
 
 fn items(lists: &WorkLists) -> impl Iterator<Item = &gqa::params::WorkItem> {
@@ -35,9 +49,9 @@ proptest! {
     #[test]
     fn every_visible_pair_is_walked_once(
         (spec, world) in world(spec_of_trees(), false),
-        adapter in 0usize..3, chunk in prop::option::of(1u32..300), portable: bool,
+        adapter in 0usize..3, options in asked(),
     ) {
-        let plan = plan(&spec, adapter, chunk, portable);
+        let plan = Plan::new(&spec, &caps()[adapter], &options).unwrap();
         let mut input = world.input.clone();
         let lists = plan.work(&mut input);
         let walk = Walk::new(&plan, &world, &input, &lists);
@@ -143,7 +157,7 @@ fn chunks_fill_the_device_and_no_more() {
     let workgroups =
         |kv_len| plan.work(&mut step(vec![decode(0, kv_len)])).decode[0].len() as u32 * spec.kv_heads();
     // One long decode fills the device; a short one is not cut below 64 keys.
-    assert_eq!(workgroups(65_536), caps.fill());
+    assert_eq!(workgroups(65_536), plan.fill());
     assert_eq!(workgroups(128), 2 * 8);
     assert_eq!(workgroups(64), 8);
     // A long prefill fills it without cutting most of its tiles.
@@ -232,6 +246,28 @@ fn plans_tell_their_reasons() {
         for kernel in plan.variants().iter().map(|variant| variant.kernel) {
             assert!(text.contains(kernel.name()), "{text}");
         }
-        assert!(text.contains("because") && text.contains(&format!("variants compiled: {count}")), "{text}");
+        for part in [format!("{} adapter: ", caps.class), format!("variants compiled: {count}")] {
+            assert!(text.contains(&part), "{part} is missing:\n{text}");
+        }
+    }
+}
+
+#[test]
+fn a_class_has_its_row_of_the_table_and_options_have_the_last_word() {
+    let spec = AttentionSpec::builder(32, 8, 128).build().unwrap();
+    let [software, _, gpu] = caps();
+    let of = |caps: &Caps, options: &Options| {
+        let plan = Plan::new(&spec, caps, options).unwrap();
+        [plan.prefill().tile.rows, plan.decode().tile.rows, plan.fill()]
+    };
+    let default = Options::default();
+    assert_eq!(of(&software, &default), [16, 4, 16]);
+    assert_eq!(of(&Caps { subgroup: None, ..software.clone() }, &default), [64, 4, 16]);
+    for (class, fill) in [(Class::Discrete, 1024), (Class::Integrated, 256), (Class::Apple, 512)] {
+        assert_eq!(of(&Caps { class, ..gpu.clone() }, &default), [64, 4, fill]);
+    }
+    let asked = Options { prefill_rows: Some(32), decode_rows: Some(2), fill: Some(7), ..default };
+    for caps in [software, gpu] {
+        assert_eq!(of(&caps, &asked), [32, 2, 7]);
     }
 }

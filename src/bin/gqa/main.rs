@@ -1,11 +1,13 @@
-//! The `gqa` command: shows adapters and plans, runs case files, verifies kernels, measures them, converts checkpoints.
+//! The `gqa` command: shows adapters and plans, runs case files, verifies kernels, measures and tunes them, converts checkpoints.
 
 mod adapter;
 mod bench;
 mod case;
 mod convert;
 mod info;
+mod progress;
 mod run;
+mod tune;
 mod verify;
 
 use std::process::ExitCode;
@@ -62,6 +64,7 @@ enum Command {
     Run(run::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    Tune(tune::Args),
     Convert(convert::Args),
 }
 
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Verify(args) => verify::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Tune(args) => tune::main(&args),
         Command::Convert(args) => convert::main(&args),
     };
     match result {

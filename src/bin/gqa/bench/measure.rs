@@ -7,9 +7,10 @@ use gqa::profile::{CeilingSamplers, Ceilings, Row, Sampler, Shape, Workload};
 use gqa::verify::{Gpu, Runner, Setup, check, random_problem_of};
 use gqa::{Attention, AttentionSpec, Options};
 
-use super::progress::Progress;
 use super::sets::{Group, Section, Set, samples_for};
 use crate::Failure;
+use crate::progress::Progress;
+use crate::tune::store::Store;
 
 /// Seconds that one sample should take at least.
 const SAMPLE_SECONDS: f64 = 0.03;
@@ -45,8 +46,14 @@ pub(super) struct Samples {
 }
 
 /// Measures `set`.
-pub(super) fn measure(gpu: &Gpu, set: &Set, samples: Samples) -> Result<Measured, Failure> {
-    let mut progress = Progress::new(set.rows());
+pub(super) fn measure(
+    gpu: &Gpu,
+    set: &Set,
+    samples: Samples,
+    tuned: Option<&Store>,
+) -> Result<Measured, Failure> {
+    let options = |spec: &AttentionSpec| tuned.and_then(|store| store.options(gpu, spec));
+    let mut progress = Progress::new(set.rows(), "rows");
     let mut specs: Vec<&AttentionSpec> = Vec::new();
     for shape in set.groups.iter().flat_map(|group| &group.shapes) {
         if !specs.contains(&&shape.spec) {
@@ -56,7 +63,11 @@ pub(super) fn measure(gpu: &Gpu, set: &Set, samples: Samples) -> Result<Measured
     progress.stage(format!("verifying the kernels of {} specs", specs.len()));
     for spec in specs {
         progress.now(format!("verifying {spec}"));
-        verify(gpu, spec)?;
+        let tuned_options = options(spec);
+        if tuned.is_some() && tuned_options.is_none() {
+            progress.tell(&format!("not tuned, so as planned: {spec}"));
+        }
+        verify(gpu, spec, &tuned_options.unwrap_or_default())?;
     }
     progress.stage("trying ceiling kernels".to_owned());
     let mut run = Run {
@@ -66,6 +77,7 @@ pub(super) fn measure(gpu: &Gpu, set: &Set, samples: Samples) -> Result<Measured
         ceilings: CeilingSamplers::new(gpu).map_err(Failure::Adapter)?,
         attentions: Vec::new(),
         left_out: set.left_out.clone(),
+        options: &options,
     };
     for reason in &set.left_out {
         progress.tell(&format!("left out: {reason}"));
@@ -107,6 +119,8 @@ struct Run<'a> {
     /// Compiled once, though measured in several groups.
     attentions: Vec<Arc<Attention>>,
     left_out: Vec<String>,
+    /// What was tuned for a spec, where something was.
+    options: &'a dyn Fn(&AttentionSpec) -> Option<Options>,
 }
 
 impl Run<'_> {
@@ -169,7 +183,8 @@ impl Run<'_> {
         let attention = match known {
             Some(attention) => Arc::clone(attention),
             None => {
-                let new = Attention::new(&self.gpu.device, shape.spec.clone(), Options::default())?;
+                let options = (self.options)(&shape.spec).unwrap_or_default();
+                let new = Attention::new(&self.gpu.device, shape.spec.clone(), options)?;
                 self.attentions.push(Arc::new(new));
                 Arc::clone(&self.attentions[self.attentions.len() - 1])
             }
@@ -179,8 +194,8 @@ impl Run<'_> {
 }
 
 /// Numbers of a kernel that is wrong are worth nothing.
-pub(super) fn verify(gpu: &Gpu, spec: &AttentionSpec) -> Result<(), Failure> {
-    let setup = Setup::default();
+pub(crate) fn verify(gpu: &Gpu, spec: &AttentionSpec, options: &Options) -> Result<(), Failure> {
+    let setup = Setup { options: options.clone(), ..Setup::default() };
     let mut runner = Runner::new(gpu, spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?;
     for seed in 0..CHECKS {
         let problem = random_problem_of(spec, seed);

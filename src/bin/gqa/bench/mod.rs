@@ -3,7 +3,6 @@
 mod compare;
 mod measure;
 mod plot;
-mod progress;
 mod serve;
 mod sets;
 mod summary;
@@ -11,12 +10,15 @@ mod table;
 
 use std::path::PathBuf;
 
+use gqa::Class;
 use gqa::profile::{Ceilings, Pass, Row, Shape};
 
 use crate::Failure;
 use crate::adapter::AdapterArgs;
 use crate::info::SpecArgs;
+use crate::tune::store::{self, Store};
 use compare::{Comparison, Old};
+pub(crate) use measure::verify;
 use measure::{GroupCeilings, Measured, Samples};
 use sets::Set;
 use summary::Finding;
@@ -62,6 +64,9 @@ pub(crate) struct Args {
     /// With --serve, slots of a page
     #[arg(long, value_name = "N", default_value_t = gqa::PagedShape::PAGE, requires = "serve")]
     page: u32,
+    /// Run as `gqa tune` found best on this adapter, where it was run for the row's spec
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with = "serve")]
+    tuned: Option<Option<PathBuf>>,
     /// Samples of each row; the median counts. In a set, rows that take long get fewer, which the report tells
     #[arg(long, value_name = "N", default_value_t = 9)]
     samples: usize,
@@ -108,13 +113,16 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
     }
     // A file that cannot be read is told before minutes are spent.
     let old = args.compare.as_deref().map(Old::read).transpose()?;
+    let read = |file: &Option<PathBuf>| Store::read(&store::path(file.as_deref())?);
+    let tuned = args.tuned.as_ref().map(read).transpose()?;
     let gpu = args.adapter.open_one()?;
     if args.serve {
         return serve::main(&gpu, args);
     }
-    let set = set(args, gpu.caps.software)?;
+    let set = set(args, gpu.caps.class == Class::Software)?;
     let samples = Samples { asked: args.samples, exact: args.spec.heads.is_some() };
-    let Measured { ceilings, groups, rows, left_out } = measure::measure(&gpu, &set, samples)?;
+    let Measured { ceilings, groups, rows, left_out } =
+        measure::measure(&gpu, &set, samples, tuned.as_ref())?;
     let summary = summary::findings(&rows, &ceilings);
     let mut report = Report {
         adapter: gpu.name(),

@@ -32,7 +32,7 @@ pub(super) fn main(gpu: &Gpu, args: &Args) -> Result<(), Failure> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     bar.set_message("verifying");
-    verify(gpu, &spec)?;
+    verify(gpu, &spec, &gqa::Options::default())?;
     let measure = |answers| {
         bar.set_message(format!(
             "serving {answers} answers a prompt, {} times in three manners",

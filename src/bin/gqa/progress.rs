@@ -5,19 +5,20 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Rows done of all.
-pub(super) struct Progress {
+/// Rows, or choices, done of all.
+pub(crate) struct Progress {
     bar: ProgressBar,
     is_terminal: bool,
-    /// Rows of groups that are done.
+    /// Those of groups that are done.
     done: usize,
 }
 
 impl Progress {
-    /// A bar of `rows` rows on standard error.
-    pub(super) fn new(rows: usize) -> Self {
-        let bar = ProgressBar::new(rows as u64);
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} rows, {elapsed}: {msg}") {
+    /// A bar of `count` rows, or what else `unit` says, on standard error.
+    pub(crate) fn new(count: usize, unit: &str) -> Self {
+        let bar = ProgressBar::new(count as u64);
+        let template = format!("{{bar:24}} {{pos}}/{{len}} {unit}, {{elapsed}}: {{msg}}");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -25,12 +26,12 @@ impl Progress {
     }
 
     /// What happens now.
-    pub(super) fn now(&self, message: String) {
+    pub(crate) fn now(&self, message: String) {
         self.bar.set_message(message);
     }
 
     /// A stage begins: for logs, too.
-    pub(super) fn stage(&self, message: String) {
+    pub(crate) fn stage(&self, message: String) {
         if !self.is_terminal {
             eprintln!("[{:4.0} s] {message}", self.bar.elapsed().as_secs_f64());
         }
@@ -38,18 +39,18 @@ impl Progress {
     }
 
     /// So many rounds of a group's `rows` rows are done.
-    pub(super) fn rounds(&self, rows: usize, (done, all): (usize, usize)) {
+    pub(crate) fn rounds(&self, rows: usize, (done, all): (usize, usize)) {
         self.bar.set_position((self.done + rows * done / all.max(1)) as u64);
     }
 
     /// All of a group's `rows` rows are done.
-    pub(super) fn group_done(&mut self, rows: usize) {
+    pub(crate) fn group_done(&mut self, rows: usize) {
         self.done += rows;
         self.bar.set_position(self.done as u64);
     }
 
     /// Says something that stays.
-    pub(super) fn tell(&self, message: &str) {
+    pub(crate) fn tell(&self, message: &str) {
         self.bar.suspend(|| eprintln!("{message}"));
     }
 }

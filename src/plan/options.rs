@@ -1,0 +1,59 @@
+//! What a caller may choose of a plan.
+
+/// Which family of kernels a plan takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+pub enum Family {
+    /// What suits the adapter.
+    #[default]
+    Auto,
+    /// Tiles in workgroup memory: any adapter.
+    Portable,
+    /// One subgroup a workgroup: software adapters.
+    Subgroup,
+}
+
+/// What a caller may choose. The default suits the adapter's class; `gqa tune` measures what suits the adapter itself.
+///
+/// With the feature `serde` it is what `gqa tune` writes, so that an application can read its user's choice:
+///
+/// ```
+/// # #[cfg(feature = "serde")] {
+/// let stored = r#"{"family": "portable", "decode_rows": 8}"#;
+/// let options: gqa::Options = serde_json::from_str(stored)?;
+/// assert_eq!(options.decode_rows, Some(8));
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+pub struct Options {
+    /// Which kernels.
+    pub family: Family,
+    /// Rows of a prefill tile: multiples of 4 that fit workgroup memory, or (subgroup kernels) 1 to 4 for each lane.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub prefill_rows: Option<u32>,
+    /// Rows of a decode tile, at most: the group is cut evenly.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub decode_rows: Option<u32>,
+    /// Workgroups that fill the device: keys are cut into chunks until there are as many.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub fill: Option<u32>,
+    /// Keys of a chunk, where it should not follow from the batch.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub chunk: Option<u32>,
+    /// Compile with bounds checks and loop bounds: slower, for debugging.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub checked: bool,
+    /// Count reads of K and V into [`Attention::fetch_counter`](crate::Attention::fetch_counter): slower, for proofs.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub count_fetches: bool,
+    /// Queries may share one buffer with outputs and LSE, as tensors of a framework that allocates from pools do: then they are
+    /// bound as if they were written.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub pooled: bool,
+}

@@ -1,0 +1,237 @@
+//! Which kernels and tiles: what suits the class of the adapter, cut down to what its limits and the spec allow.
+
+use super::{Family, Options};
+use crate::caps::{Caps, Class};
+use crate::error::Error;
+use crate::params::MAP_KEYS;
+use crate::shader::{BROADCAST_LANES, Kernel, Tile, row_fours};
+use crate::spec::AttentionSpec;
+
+/// What suits a class of adapters: a row of [`TABLE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassTiles {
+    /// The adapters that it is for.
+    pub class: Class,
+    /// Which kernels.
+    pub family: Family,
+    /// Rows of a prefill tile, at most.
+    pub prefill_rows: u32,
+    /// Rows of a decode tile, at most.
+    pub decode_rows: u32,
+    /// Workgroups that fill the device: keys are cut into chunks until there are as many. wgpu does not tell how many cores there are.
+    pub fill: u32,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// The tile table. The first row of a class whose kernels an adapter can run is its default; [`Options`] say otherwise.
+#[rustfmt::skip]
+pub const TABLE: [ClassTiles; 5] = [
+    row(Class::Discrete,   Family::Portable, [64, 16, 1024],
+        "64 rows fit 32 KiB of workgroup memory, 16 fit the registers; some hundred cores want several workgroups each"),
+    row(Class::Integrated, Family::Portable, [64, 16, 256],
+        "the same tiles on a tenth of the cores; each chunk's state crosses the memory that it shares"),
+    row(Class::Apple,      Family::Portable, [64, 16, 512],
+        "32 KiB of workgroup memory as elsewhere; 8 to 80 cores, each with room for several workgroups"),
+    row(Class::Software,   Family::Subgroup, [16, 7, 16],
+        "barriers cost more than they share: a workgroup is one subgroup, 2 rows a lane; a few threads want few chunks"),
+    row(Class::Software,   Family::Portable, [64, 16, 16],
+        "without subgroups of 4 or 8 lanes, tiles in workgroup memory; a few threads want few chunks"),
+];
+
+const fn row(
+    class: Class,
+    family: Family,
+    [prefill_rows, decode_rows, fill]: [u32; 3],
+    why: &'static str,
+) -> ClassTiles {
+    ClassTiles { class, family, prefill_rows, decode_rows, fill, why }
+}
+
+/// Most rows of a lane of [`Kernel::PrefillSubgroup`] that [`Options`] may ask for.
+const MAX_LANE_ROWS: u32 = 4;
+
+pub(super) type Choice = (Kernel, Tile);
+
+/// What a plan is made of.
+pub(super) struct Tiles {
+    pub(super) prefill: Choice,
+    pub(super) decode: Choice,
+    pub(super) fill: u32,
+}
+
+impl Tiles {
+    /// Picks them and says why.
+    pub(super) fn new(
+        spec: &AttentionSpec,
+        caps: &Caps,
+        options: &Options,
+        reasons: &mut Vec<String>,
+    ) -> Result<Self, Error> {
+        let lanes = caps.fixed_subgroup().filter(|lanes| BROADCAST_LANES.contains(lanes));
+        if options.family == Family::Subgroup && lanes.is_none() {
+            let found = match caps.subgroup {
+                Some((min, max)) => format!("Subgroup on an adapter with subgroups of {min} to {max}"),
+                None => "Subgroup on an adapter without subgroups".to_owned(),
+            };
+            return Err(Error::field(
+                "options.family",
+                found,
+                "it needs subgroups of exactly 4 or exactly 8 lanes",
+            ));
+        }
+        let suits = |row: &&ClassTiles| match options.family {
+            Family::Auto => row.family == Family::Portable || lanes.is_some(),
+            family => row.family == family,
+        };
+        // Kernels that are not for this class, but asked for, have the tiles of the class that they are for.
+        let of_class = TABLE.iter().find(|row| row.class == caps.class && suits(row));
+        let row = *of_class.or_else(|| TABLE.iter().find(suits)).unwrap_or(&TABLE[0]);
+        reasons.push(format!("{} adapter: {}", caps.class, row.why));
+        let picker = Picker { spec, caps, options, row };
+        let (prefill, decode) = match lanes.filter(|_| row.family == Family::Subgroup) {
+            Some(lanes) => picker.subgroup(lanes, reasons)?,
+            None => picker.portable(reasons)?,
+        };
+        Ok(Self { prefill, decode, fill: options.fill.unwrap_or(row.fill) })
+    }
+}
+
+struct Picker<'a> {
+    spec: &'a AttentionSpec,
+    caps: &'a Caps,
+    options: &'a Options,
+    row: ClassTiles,
+}
+
+impl Picker<'_> {
+    /// Kernels whose workgroup is one subgroup.
+    fn subgroup(&self, lanes: u32, reasons: &mut Vec<String>) -> Result<(Choice, Choice), Error> {
+        let widest = self.spec.head_dim().max(self.spec.v_head_dim());
+        let across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: 1, threads: lanes });
+        let each = match self.options.prefill_rows {
+            Some(rows) => rows_of_lanes("options.prefill_rows", rows, lanes)?,
+            None => {
+                let most = (self.row.prefill_rows / lanes).min(2);
+                let each = if widest <= 128 { most } else { 1 };
+                reasons.push(format!(
+                    "prefill: {each} rows a lane, because queries and outputs of {widest} elements must stay close"
+                ));
+                each
+            }
+        };
+        let prefill = across(each);
+        let (group, most) = (self.spec.group(), self.row.decode_rows);
+        let decode = match self.options.decode_rows {
+            Some(rows) if rows > most => across(rows_of_lanes("options.decode_rows", rows, lanes)?),
+            Some(rows) => {
+                (Kernel::DecodeSubgroup, Tile { rows: even_tiles(group, rows), keys: 1, threads: lanes })
+            }
+            None if group <= most => {
+                reasons.push(format!(
+                    "decode: the {group} rows of a group fit the registers, elements lie across lanes"
+                ));
+                (Kernel::DecodeSubgroup, Tile { rows: group, keys: 1, threads: lanes })
+            }
+            None => {
+                let decode = across(even_tiles(group, 16).div_ceil(lanes));
+                reasons.push(format!(
+                    "decode: {group} rows of a group fill the lanes, rows lie across them {} at a time",
+                    decode.1.rows
+                ));
+                decode
+            }
+        };
+        Ok((prefill, decode))
+    }
+
+    /// Kernels that share tiles in workgroup memory.
+    fn portable(&self, reasons: &mut Vec<String>) -> Result<(Choice, Choice), Error> {
+        let Self { spec, caps, options, row } = self;
+        // norm_rms.wgsl adds a number for each row, and arrays begin at multiples of 16.
+        let norm_bytes =
+            |rows: u32| if spec.qk_norm().is_some() { (rows * 4).next_multiple_of(16) } else { 0 };
+        // As in prefill.wgsl: q_part, kv_part (9 groups a row), weights, team.
+        let prefill_bytes =
+            |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4 + norm_bytes(rows);
+        let fits = |rows: u32| prefill_bytes(rows) <= caps.workgroup_memory && rows * 2 <= caps.invocations;
+        let rows = match options.prefill_rows {
+            Some(rows) if rows == 0 || !rows.is_multiple_of(4) || rows > MAX_PREFILL_ROWS || !fits(rows) => {
+                let needed = format!(
+                    "it must be a multiple of 4 up to {MAX_PREFILL_ROWS}, and fit {} bytes of workgroup memory and {} invocations, 2 a row",
+                    caps.workgroup_memory, caps.invocations
+                );
+                return Err(Error::field("options.prefill_rows", rows, needed));
+            }
+            Some(rows) => rows,
+            None => {
+                // WebGPU's least device has room for 32.
+                let rows = if fits(row.prefill_rows) { row.prefill_rows } else { 32 };
+                reasons.push(format!(
+                    "prefill: {rows} rows, of {} that suit the class; there are {} KiB of workgroup memory",
+                    row.prefill_rows,
+                    caps.workgroup_memory / 1024
+                ));
+                rows
+            }
+        };
+        let prefill = (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 });
+
+        // As in decode.wgsl and reduce_workgroup.wgsl: q_tile, scores, team_dots, row_max, merge.
+        let (k4, keys) = (row_fours(spec.head_dim()), MAP_KEYS);
+        // An invocation for each four columns of a value.
+        let threads = row_fours(spec.v_head_dim()).next_power_of_two().max(64);
+        let decode_bytes = |rows: u32| {
+            let each = k4 * 16 + keys * 4 + threads * 4;
+            rows * each + (rows * 4).next_multiple_of(16) + threads * 16 + threads * 4 + norm_bytes(rows)
+        };
+        let fit = (1..=row.decode_rows)
+            .rev()
+            .find(|rows| decode_bytes(*rows) <= caps.workgroup_memory)
+            .unwrap_or(1);
+        let group = spec.group();
+        let most = match options.decode_rows {
+            Some(rows) if rows > fit => {
+                let needed =
+                    format!("it must be at most {fit}: what registers and workgroup memory hold here");
+                return Err(Error::field("options.decode_rows", rows, needed));
+            }
+            Some(rows) => rows,
+            None if group.div_ceil(fit) > 2 * group.div_ceil(rows) => {
+                reasons.push(format!(
+                    "decode: as prefill, because {group} rows of a group would need {} tiles of {fit}, each reading all keys",
+                    group.div_ceil(fit)
+                ));
+                return Ok((prefill, prefill));
+            }
+            None => fit,
+        };
+        let rows = even_tiles(group, most);
+        reasons.push(if rows == group {
+            format!("decode: all {rows} rows of a group in one tile, so K and V are read once per group")
+        } else {
+            format!("decode: tiles of {rows} rows, because {most} is what registers and workgroup memory hold, or was asked for")
+        });
+        Ok((prefill, (Kernel::Decode, Tile { rows, keys, threads })))
+    }
+}
+
+/// Most rows of [`Kernel::Prefill`]: 256 invocations.
+const MAX_PREFILL_ROWS: u32 = 128;
+
+/// How many rows a lane has when `lanes` of them share `rows`.
+fn rows_of_lanes(field: &'static str, rows: u32, lanes: u32) -> Result<u32, Error> {
+    match rows / lanes {
+        each @ 1..=MAX_LANE_ROWS if rows.is_multiple_of(lanes) => Ok(each),
+        _ => {
+            let needed =
+                format!("it must be 1 to {MAX_LANE_ROWS} times the {lanes} lanes of a subgroup here");
+            Err(Error::field(field, rows, needed))
+        }
+    }
+}
+
+/// Rows of a tile when `rows` are cut evenly into tiles of at most `most`.
+pub(super) fn even_tiles(rows: u32, most: u32) -> u32 {
+    rows.div_ceil(rows.div_ceil(most))
+}
