@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::work::cut;
+use super::work::{cut, fold};
 use super::{FLAT_THREADS, Plan, StepInput, StepSequence};
 use crate::error::Error;
 use crate::params::{MAP_KEYS, StoreItem, WorkItem};
@@ -129,13 +129,14 @@ impl BackwardPlan {
             }
             lists.keys_stored.extend(runs(new.token, new.len, new.position as i32));
         }
+        let mut spare = Vec::new();
         for list in lists.queries.iter_mut().chain(&mut lists.keys) {
             let pairs = |item: &WorkItem| {
                 u64::from(item.row_end - item.row_begin) * u64::from(item.key_end - item.key_begin)
             };
             list.sort_by_key(|item| Reverse(pairs(item)));
             if self.keys.uses_subgroups() {
-                fold(list);
+                fold(list, &mut spare);
             }
         }
         lists
@@ -185,16 +186,6 @@ fn seers(count: u32, of: impl Fn(u32) -> (bool, bool)) -> Range<u32> {
     };
     let begin = partition(&|nth| of(nth).0);
     begin..partition(&|nth| of(nth).1).max(begin)
-}
-
-/// From longest first to longest, shortest, second longest, second shortest ... Software adapters give each of their threads as many
-/// workgroups as the others, one behind the other: so these take about as long.
-fn fold(list: &mut [WorkItem]) {
-    let sorted = list.to_vec();
-    for (nth, item) in list.iter_mut().enumerate() {
-        let from = if nth % 2 == 0 { nth / 2 } else { sorted.len() - 1 - nth / 2 };
-        *item = sorted[from];
-    }
 }
 
 /// `tokens` tokens in runs that one workgroup stores.

@@ -167,6 +167,10 @@ impl Plan {
     pub(crate) fn fixed_chunk(&self) -> Option<u32> {
         self.chunk
     }
+    /// What it was made for.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
     /// Workgroups that fill the device: until then keys are cut into chunks.
     pub fn fill(&self) -> u32 {
         self.fill

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::input::{Cut, StepAppend, StepInput, StepSequence};
 use super::{AppendItem, CombineItem, Plan, WorkItem};
+use crate::caps::Class;
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST, PART_WORDS, WHOLE};
 
 /// Keys below which a chunk is not worth a state of its own.
@@ -16,9 +17,9 @@ const BEFORE_MASK: i32 = i32::MIN / 2;
 /// Items of every kernel for one step, by the shard of the cache that they read or write, and what they need.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkLists {
-    /// For the prefill kernel, longest first.
+    /// For the prefill kernel, longest first; on software adapters in turns with the shortest.
     pub prefill: Vec<Vec<WorkItem>>,
-    /// For the decode kernel, longest first.
+    /// For the decode kernel, in the same order.
     pub decode: Vec<Vec<WorkItem>>,
     /// Tiles whose parts are to be merged.
     pub combine: Vec<CombineItem>,
@@ -32,6 +33,8 @@ pub struct WorkLists {
     pub map_words: u64,
     /// Parts of each sequence's rows that it shares with others, kept for its own tiles: base and stride.
     shared: Vec<Vec<[u32; 2]>>,
+    /// Where a list is while it is put in order; empty otherwise.
+    spare: Vec<WorkItem>,
 }
 
 impl WorkLists {
@@ -65,6 +68,9 @@ impl WorkLists {
             list.sort_unstable_by_key(|item| {
                 (std::cmp::Reverse(item.key_end - item.key_begin), item.token, item.row_begin, item.key_begin)
             });
+            if plan.caps.class == Class::Software {
+                fold(list, &mut self.spare);
+            }
             if plan.spec.mask().is_dense() {
                 self.map_words = place_maps(list, plan.spec.kv_heads(), self.map_words);
             }
@@ -303,6 +309,16 @@ fn fair_chunk(plan: &Plan, input: &StepInput) -> u32 {
     });
     let total = (own + shared.sum::<u64>()) * u64::from(spec.kv_heads());
     total.div_ceil(u64::from(plan.fill)).max(MIN_CHUNK).min(u64::from(u32::MAX)) as u32
+}
+
+/// From longest first to longest, shortest, second longest, second shortest ... Software adapters give each of their threads as many
+/// workgroups as the others, one behind the other: so these take about as long.
+pub(super) fn fold(list: &mut [WorkItem], spare: &mut Vec<WorkItem>) {
+    spare.extend_from_slice(list);
+    for (nth, item) in list.iter_mut().enumerate() {
+        *item = spare[if nth % 2 == 0 { nth / 2 } else { spare.len() - 1 - nth / 2 }];
+    }
+    spare.clear();
 }
 
 /// Gives each item a map behind `words` words, and returns how many there are then.

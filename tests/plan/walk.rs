@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use gqa::params::{CombineItem, LIST_WORDS, NO_LIST, PART_WORDS, WHOLE, WorkItem};
 use gqa::plan::{StepInput, StepSequence, WorkLists};
-use gqa::{AttentionSpec, Plan};
+use gqa::{AttentionSpec, Class, Plan};
 
 use crate::world::World;
 
@@ -140,9 +140,22 @@ impl<'a> Walk<'a> {
         }
         for lists in [&self.lists.prefill, &self.lists.decode] {
             for list in lists {
-                assert!(list.is_sorted_by_key(|item| std::cmp::Reverse(item.key_end - item.key_begin)));
+                self.check_order(list);
             }
         }
+    }
+
+    /// Longest first; on software adapters the shortest lie between them.
+    fn check_order(&self, list: &[WorkItem]) {
+        let keys = |item: &WorkItem| item.key_end - item.key_begin;
+        if self.plan.caps().class != Class::Software {
+            assert!(list.is_sorted_by_key(|item| std::cmp::Reverse(keys(item))));
+            return;
+        }
+        let long: Vec<u32> = list.iter().step_by(2).map(keys).collect();
+        let short: Vec<u32> = list.iter().skip(1).step_by(2).map(keys).collect();
+        assert!(long.is_sorted_by(|a, b| a >= b) && short.is_sorted(), "{long:?}, {short:?}");
+        assert!(long.last() >= short.last(), "{long:?}, {short:?}");
     }
 
     fn check_row(&self, item: &WorkItem, (nth, row): RowOf) {
