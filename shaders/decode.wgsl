@@ -6,10 +6,9 @@
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
-// Prelude: THREADS (at least V4), ROWS, KEYS (a multiple of TEAMS and of 4), K4 = ceil(HEAD_DIM / 4), V4.
+// Prelude: THREADS (at least V4), TEAM = 8, ROWS, KEYS (a multiple of TEAMS and of 4), K4 = ceil(HEAD_DIM / 4), V4.
 // Part: `team_scores` (reduce_workgroup, reduce_subgroup) adds up a team's dot products and stores the logits.
 
-const TEAM: u32 = 8u;
 const TEAMS: u32 = THREADS / TEAM;
 const V_TEAMS: u32 = THREADS / V4;
 

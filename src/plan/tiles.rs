@@ -4,7 +4,7 @@ use super::{Family, Options};
 use crate::caps::{Caps, Class};
 use crate::error::Error;
 use crate::params::MAP_KEYS;
-use crate::shader::{BROADCAST_LANES, Kernel, Tile, row_fours};
+use crate::shader::{BROADCAST_LANES, Kernel, Tile, row_fours, team_lanes};
 use crate::spec::AttentionSpec;
 
 /// What suits a class of adapters: a row of [`TABLE`].
@@ -212,10 +212,22 @@ impl Picker<'_> {
         } else {
             format!("decode: tiles of {rows} rows, because {most} is what registers and workgroup memory hold, or was asked for")
         });
-        Ok((prefill, (Kernel::Decode, Tile { rows, keys, threads })))
+        let subgroup = caps.subgroup.map_or(0, |(least, _)| least);
+        let decode = match team_lanes(spec, rows) {
+            Some(lanes) if lanes <= subgroup => {
+                reasons.push(format!(
+                    "decode: teams of {lanes} lanes hold {rows} rows in registers, subgroups have at least {subgroup}"
+                ));
+                (Kernel::DecodeTeams, Tile { rows, keys: TEAM_THREADS, threads: TEAM_THREADS })
+            }
+            _ => (Kernel::Decode, Tile { rows, keys, threads }),
+        };
+        Ok((prefill, decode))
     }
 }
 
+/// Invocations of [`Kernel::DecodeTeams`], and keys that they take at a time.
+const TEAM_THREADS: u32 = 64;
 /// Most rows of [`Kernel::Prefill`]: 256 invocations.
 const MAX_PREFILL_ROWS: u32 = 128;
 

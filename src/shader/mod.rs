@@ -36,6 +36,8 @@ pub enum Kernel {
     Prefill,
     /// Few rows, any adapter: teams of invocations read keys, rows share them.
     Decode,
+    /// Few rows, subgroups: teams of lanes hold rows in registers and walk keys of their own.
+    DecodeTeams,
     /// Many rows, small fixed subgroups: rows across lanes.
     PrefillSubgroup,
     /// Few rows, small fixed subgroups: elements across lanes.
@@ -74,9 +76,10 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Prefill,
         Self::Decode,
+        Self::DecodeTeams,
         Self::PrefillSubgroup,
         Self::DecodeSubgroup,
         Self::Combine,
@@ -101,6 +104,7 @@ impl Kernel {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::DecodeTeams => "decode_teams",
             Self::PrefillSubgroup => "prefill_subgroup",
             Self::DecodeSubgroup => "decode_subgroup",
             Self::Combine => "combine",
@@ -133,7 +137,10 @@ impl Kernel {
 
     /// Whether it reads keys and values for queries.
     pub(crate) const fn attends(self) -> bool {
-        matches!(self, Self::Prefill | Self::Decode | Self::PrefillSubgroup | Self::DecodeSubgroup)
+        matches!(
+            self,
+            Self::Prefill | Self::Decode | Self::DecodeTeams | Self::PrefillSubgroup | Self::DecodeSubgroup
+        )
     }
 
     /// Whether it reads keys and values for gradients.
@@ -148,6 +155,7 @@ impl Kernel {
         match self {
             Self::Prefill => source!("prefill.wgsl"),
             Self::Decode => source!("decode.wgsl"),
+            Self::DecodeTeams => source!("decode_teams.wgsl"),
             Self::PrefillSubgroup => source!("prefill_subgroup.wgsl"),
             Self::DecodeSubgroup => source!("decode_subgroup.wgsl"),
             Self::Combine => source!("combine.wgsl"),
@@ -289,6 +297,22 @@ pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
 pub const fn row_fours(dim: u32) -> u32 {
     dim.div_ceil(4)
 }
+
+/// Lanes of a team of [`Kernel::DecodeTeams`]: the fewest whose registers hold the queries and outputs of `rows` rows. None where 16 are too few.
+pub fn team_lanes(spec: &AttentionSpec, rows: u32) -> Option<u32> {
+    [4, 8, 16].into_iter().find(|lanes| {
+        let [k, v] = [spec.head_dim(), spec.v_head_dim()].map(|dim| row_fours(dim).div_ceil(*lanes));
+        // A float for each row and quad is what waits between loops.
+        rows * (k + v) <= TEAM_FOURS && rows * lanes / 4 <= TEAM_SUMS && v <= MERGED_FOURS
+    })
+}
+
+/// Groups of four floats of queries and outputs that an invocation holds at most: 128 registers of some 200.
+const TEAM_FOURS: u32 = 32;
+/// Sums of dot products, and weights, that an invocation holds at most.
+const TEAM_SUMS: u32 = 32;
+/// Those of outputs of a row: 64 invocations merge theirs in 8 KiB of workgroup memory.
+const MERGED_FOURS: u32 = 8;
 
 /// Lanes for which [`Kernel::PrefillSubgroup`] has a broadcast part.
 pub const BROADCAST_LANES: [u32; 2] = [4, 8];

@@ -18,7 +18,7 @@ impl Variant {
     /// Whether the text needs the subgroup feature.
     pub fn uses_subgroups(&self) -> bool {
         match self.kernel {
-            Kernel::PrefillSubgroup | Kernel::DecodeSubgroup => true,
+            Kernel::PrefillSubgroup | Kernel::DecodeSubgroup | Kernel::DecodeTeams => true,
             Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => true,
             Kernel::Decode => self.shuffle,
             _ => false,

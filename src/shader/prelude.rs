@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Kernel, TableLayout, Variant, row_fours};
+use super::{Kernel, TableLayout, Variant, row_fours, team_lanes};
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST};
 use crate::spec::{Dtype, Mask, RowLayout, hides};
 
@@ -27,6 +27,11 @@ impl Variant {
             (Kernel::Pack, _) => 1,
             _ => self.tile.keys,
         };
+        // Lanes that share a key.
+        let team = match self.kernel {
+            Kernel::DecodeTeams => team_lanes(spec, self.tile.rows).unwrap_or(16),
+            _ => 8,
+        };
         let unsigned = [
             ("HEAD_DIM", spec.head_dim()),
             ("V_HEAD_DIM", spec.v_head_dim()),
@@ -40,6 +45,7 @@ impl Variant {
             ("KEYS", keys),
             ("THREADS", self.tile.threads),
             ("LANES", self.tile.threads),
+            ("TEAM", team),
             ("MAX_WORKGROUPS", self.workgroups),
             ("WHOLE", crate::params::WHOLE),
             ("MAP_KEYS", MAP_KEYS),
@@ -62,6 +68,7 @@ impl Variant {
             ("CAUSAL", spec.causal()),
             ("ALWAYS_MERGED", spec.rotated()),
             ("MAPPED", spec.mask().is_dense()),
+            ("GUARDED", spec.mask().is_dense() || self.counted),
             ("NORM", spec.qk_norm().is_some() && !self.is_embedded()),
             ("INTERLEAVED", rope.is_some_and(|r| r.pairing == crate::rope::Pairing::Interleaved)),
         ];

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gqa::params::{MAP_KEYS, MAP_TILES, NO_LIST, WHOLE};
 use gqa::plan::{Shared, Span, StepInput, StepSequence, Traffic, WorkLists};
+use gqa::shader::{Kernel, Variant, team_lanes};
 use gqa::{AttentionSpec, Caps, Class, Dtype, Family, Mask, Options, Plan};
 use proptest::prelude::*;
 use walk::Walk;
@@ -77,8 +78,11 @@ proptest! {
     ) {
         let spec = spec.to_builder().mask(Mask::Keep).build().unwrap();
         let plan = plan(&spec, adapter, chunk, false);
-        // Tiles that kernels stage are the tiles of the map, or parts of them.
-        prop_assert!([plan.prefill(), plan.decode()].iter().all(|v| MAP_KEYS.is_multiple_of(v.tile.keys)));
+        // Tiles that kernels stage are the tiles of the map, or parts of them; teams look at several.
+        for Variant { kernel, tile, .. } in [plan.prefill(), plan.decode()] {
+            let whole = if *kernel == Kernel::DecodeTeams { tile.keys } else { MAP_KEYS };
+            prop_assert!(whole.is_multiple_of(tile.keys) && whole.is_multiple_of(MAP_KEYS));
+        }
         let lists = plan.work(&mut world.input.clone());
         let mut next = 0;
         let mut maps: Vec<_> = items(&lists).collect();
@@ -269,5 +273,28 @@ fn a_class_has_its_row_of_the_table_and_options_have_the_last_word() {
     let asked = Options { prefill_rows: Some(32), decode_rows: Some(2), fill: Some(7), ..default };
     for caps in [software, gpu] {
         assert_eq!(of(&caps, &asked), [32, 2, 7]);
+    }
+}
+
+#[test]
+fn teams_are_as_large_as_registers_ask_and_no_larger_than_subgroups() {
+    // Lanes of a team: of head_dim 64, 128, 256 with groups of 1, 4, 8, 16.
+    let expected = [
+        (64, [Some(4), Some(4), Some(8), None]),
+        (128, [Some(4), Some(8), Some(16), None]),
+        (256, [Some(8), Some(16), None, None]),
+    ];
+    let [_, _, gpu] = caps();
+    for (dim, lanes) in expected {
+        for (group, lanes) in [1, 4, 8, 16].into_iter().zip(lanes) {
+            let spec = AttentionSpec::builder(group, 1, dim).build().unwrap();
+            assert_eq!(team_lanes(&spec, group), lanes, "head_dim {dim}, group {group}");
+            for subgroup in [4, 8, 16, 32] {
+                let caps = Caps { subgroup: Some((subgroup, 64)), ..gpu.clone() };
+                let decode = Plan::new(&spec, &caps, &Options::default()).unwrap().decode().kernel;
+                let fits = lanes.is_some_and(|lanes| lanes <= subgroup);
+                assert_eq!(decode == Kernel::DecodeTeams, fits, "head_dim {dim}, group {group}, {subgroup}");
+            }
+        }
     }
 }
