@@ -74,9 +74,9 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
             "--seed",
             "9600",
             "--count",
-            "100",
+            "60",
             "--gradients",
-            "30",
+            "10",
             "--laws",
             "0",
         ];
