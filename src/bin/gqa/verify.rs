@@ -69,7 +69,7 @@ fn verify(gpu: &Gpu, args: &Args) -> Result<usize, Failure> {
     if args.gradients > 0 {
         let (problems, cancelled) = (args.gradients, cancelled.get());
         println!(
-            "     gradients: {cancelled} tensors of {problems} problems were near enough only for terms that cancel"
+            "     gradients: {cancelled} tensors of {problems} problems were near enough only for what outputs stored as f16 have rounded"
         );
     }
     Ok(failures)
@@ -83,7 +83,7 @@ fn run_random(gpu: &Gpu, args: &Args, bar: &ProgressBar) -> Result<usize, Failur
     })
 }
 
-/// Adds to `cancelled` the tensors that needed what is allowed where large terms cancel.
+/// Adds to `cancelled` the tensors that needed what is allowed for outputs stored as f16.
 fn run_gradients(
     gpu: &Gpu,
     args: &Args,
