@@ -8,7 +8,8 @@
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
-// Prelude: THREADS, TEAM (4, 8 or 16), ROWS, K4 = ceil(HEAD_DIM / 4), V4.
+// Prelude: THREADS, TEAM (4, 8 or 16), ROWS, K4 = ceil(HEAD_DIM / 4), V4; GUARDED: keys beyond the end are not loaded. Else the last
+// key is loaded again in their place, with weight 0: it is at hand, and a branch around each load keeps the loads from going out together.
 
 const TEAMS: u32 = THREADS / TEAM;
 const QUADS: u32 = TEAM / 4u;
