@@ -125,13 +125,17 @@ fn options_that_the_device_cannot_do() {
         ("options.chunk", Options { chunk: Some(0), ..Options::default() }),
         ("options.fill", Options { fill: Some(0), ..Options::default() }),
         ("options.decode_rows", Options { decode_rows: Some(0), ..Options::default() }),
-        ("options.decode_rows", Options { decode_rows: Some(17), ..Options::default() }),
         ("options.prefill_rows", Options { prefill_rows: Some(0), ..Options::default() }),
         ("options.prefill_rows", Options { prefill_rows: Some(30), ..Options::default() }),
         ("options.prefill_rows", Options { prefill_rows: Some(1024), ..Options::default() }),
     ] {
         assert_eq!(field(new(options).unwrap_err()), name);
     }
+    // More rows than a group has are as many as it has; more than registers hold are refused.
+    let asked = Options { decode_rows: Some(17), ..Options::default() };
+    assert_eq!(new(asked.clone()).unwrap().plan().decode().tile.rows, spec().group());
+    let many = AttentionSpec::builder(20, 1, 16).build().unwrap();
+    assert_eq!(field(Attention::new(&device, many, asked).unwrap_err()), "options.decode_rows");
 
     let required_limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..Default::default() };
     let (poor, _) = wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });

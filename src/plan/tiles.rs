@@ -84,10 +84,18 @@ impl Tiles {
             Family::Auto => row.family == Family::Portable || lanes.is_some(),
             family => row.family == family,
         };
-        // Kernels that are not for this class, but asked for, have the tiles of the class that they are for.
-        let of_class = TABLE.iter().find(|row| row.class == caps.class && suits(row));
-        let row = *of_class.or_else(|| TABLE.iter().find(suits)).unwrap_or(&TABLE[0]);
-        reasons.push(format!("{} adapter: {}", caps.class, row.why));
+        let own = |row: &&ClassTiles| row.class == caps.class;
+        let of_class = TABLE.iter().find(|row| own(row) && suits(row));
+        // Kernels that are not for this class, but asked for, have the tiles of the class that they are for: how many workgroups
+        // fill the device is still its own.
+        let mut row = *of_class.or_else(|| TABLE.iter().find(suits)).unwrap_or(&TABLE[0]);
+        row.fill = TABLE.iter().find(own).unwrap_or(&row).fill;
+        reasons.push(match row.class == caps.class {
+            true => format!("{} adapter: {}", caps.class, row.why),
+            false => {
+                format!("{} adapter: tiles of {} ones, whose kernels were asked for", caps.class, row.class)
+            }
+        });
         let picker = Picker { spec, caps, options, row };
         let (prefill, decode) = match lanes.filter(|_| row.family == Family::Subgroup) {
             Some(lanes) => picker.subgroup(lanes, reasons)?,
@@ -145,7 +153,7 @@ impl Picker<'_> {
         Ok((prefill, decode))
     }
 
-    /// Kernels that share tiles in workgroup memory.
+    /// Kernels that share tiles in workgroup memory, and the one whose teams hold rows in registers.
     fn portable(&self, reasons: &mut Vec<String>) -> Result<(Choice, Choice), Error> {
         let Self { spec, caps, options, row } = self;
         // norm_rms.wgsl adds a number for each row, and arrays begin at multiples of 16.
@@ -155,6 +163,8 @@ impl Picker<'_> {
         let prefill_bytes =
             |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4 + norm_bytes(rows);
         let fits = |rows: u32| prefill_bytes(rows) <= caps.workgroup_memory && rows * 2 <= caps.invocations;
+        // WebGPU's least device has room for 32.
+        let prefill_default = if fits(row.prefill_rows) { row.prefill_rows } else { 32 };
         let rows = match options.prefill_rows {
             Some(rows) if rows == 0 || !rows.is_multiple_of(4) || rows > MAX_PREFILL_ROWS || !fits(rows) => {
                 let needed = format!(
@@ -165,8 +175,7 @@ impl Picker<'_> {
             }
             Some(rows) => rows,
             None => {
-                // WebGPU's least device has room for 32.
-                let rows = if fits(row.prefill_rows) { row.prefill_rows } else { 32 };
+                let rows = prefill_default;
                 reasons.push(format!(
                     "prefill: {rows} rows, of {} that suit the class; there are {} KiB of workgroup memory",
                     row.prefill_rows,
@@ -191,13 +200,13 @@ impl Picker<'_> {
             .unwrap_or(1);
         let group = spec.group();
         let most = match options.decode_rows {
-            Some(rows) if rows > fit => {
+            Some(rows) if rows.min(group) > fit => {
                 let needed =
                     format!("it must be at most {fit}: what registers and workgroup memory hold here");
                 return Err(Error::field("options.decode_rows", rows, needed));
             }
             Some(rows) => rows,
-            None if group.div_ceil(fit) > 2 * group.div_ceil(rows) => {
+            None if group.div_ceil(fit) > 2 * group.div_ceil(prefill_default) => {
                 reasons.push(format!(
                     "decode: as prefill, because {group} rows of a group would need {} tiles of {fit}, each reading all keys",
                     group.div_ceil(fit)

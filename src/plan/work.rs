@@ -43,10 +43,12 @@ impl WorkLists {
         let mut words = std::mem::take(&mut input.words);
         let tables = words.len();
         let mut chunk = plan.chunk.unwrap_or_else(|| fair_chunk(plan, input));
+        // A chunk of 65 keys takes a kernel that walks 64 as long as one of 128.
+        let step = if plan.chunk.is_some() { 1 } else { plan.decode.tile.keys.max(plan.prefill.tile.keys) };
         loop {
             self.clear(input);
             words.truncate(tables);
-            let mut filler = Filler { plan, input, lists: self, words: &mut words, chunk };
+            let mut filler = Filler { plan, input, lists: self, words: &mut words, chunk, step };
             filler.fill();
             let bytes = self.state_rows * plan.state_row_bytes();
             if bytes <= plan.caps.binding_size.min(MAX_STATE_BYTES) {
@@ -127,6 +129,8 @@ struct Filler<'a> {
     words: &'a mut Vec<u32>,
     /// Keys of a chunk.
     chunk: u32,
+    /// Keys that the kernels take at a time.
+    step: u32,
 }
 
 impl Filler<'_> {
@@ -162,7 +166,7 @@ impl Filler<'_> {
         debug_assert_eq!(self.next_word(), list + rows / spec.group() * LIST_WORDS);
         let (is_decode, tile_rows) = plan.tile_of(rows);
         for (span, shard) in cut(input.cuts(shared.cuts), shared.keys()) {
-            for keys in chunks(span, self.chunk) {
+            for keys in chunks(span, (self.chunk, self.step)) {
                 let state = self.lists.state_rows as u32;
                 self.lists.state_rows += u64::from(rows) * u64::from(spec.kv_heads());
                 for row_begin in (0..rows).step_by(tile_rows as usize) {
@@ -222,7 +226,7 @@ impl Filler<'_> {
         self.words.extend(self.lists.shared[nth].iter().flatten());
         let slots = item.key_begin + s.origin..item.key_end + s.origin;
         for (span, shard) in cut(input.cuts(s.cuts), slots) {
-            for slots in chunks(span, self.chunk) {
+            for slots in chunks(span, (self.chunk, self.step)) {
                 let state = (self.lists.state_rows as u32).wrapping_sub(item.row_begin);
                 self.lists.state_rows += u64::from(rows) * u64::from(spec.kv_heads());
                 self.words.extend([state, rows]);
@@ -282,10 +286,10 @@ pub(super) fn cut(cuts: &[Cut], slots: Range<u32>) -> impl Iterator<Item = (Rang
     whole.into_iter().chain(spans)
 }
 
-/// `keys` in chunks of at most `chunk`, of equal length so that none is a short remainder.
-fn chunks(keys: Range<u32>, chunk: u32) -> impl Iterator<Item = Range<u32>> {
+/// `keys` in chunks of at most `chunk`, of equal length so that none is a short remainder, but rounded up to whole `step`s.
+fn chunks(keys: Range<u32>, (chunk, step): (u32, u32)) -> impl Iterator<Item = Range<u32>> {
     let len = keys.end - keys.start;
-    let even = len.div_ceil(len.div_ceil(chunk).max(1)).max(1);
+    let even = len.div_ceil(len.div_ceil(chunk).max(1)).max(1).next_multiple_of(step);
     (keys.start..keys.end).step_by(even as usize).map(move |at| at..keys.end.min(at + even))
 }
 

@@ -37,8 +37,9 @@ setup
 
 test
   Set-up and the model, formatting, clippy, documentation, the adapters, on Linux `cargo xtask isa
-  --check`, `cargo test --release --workspace` and `gqa verify` on every adapter, up to the first
-  failure. --quick leaves the last out. ARGS go to `cargo test`, as in `cargo xtask test -- decode`.
+  --check`, `cargo test --release --workspace`, `gqa verify` on every adapter and, on Linux, again
+  with Mesa's at 16 lanes, up to the first failure. --quick leaves `gqa verify` out. ARGS go to
+  `cargo test`, as in `cargo xtask test -- decode`.
 
 bench
   Runs on the machine's own adapter where it has one, on lavapipe otherwise.

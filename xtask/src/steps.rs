@@ -70,7 +70,7 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
         let words = [
             "verify",
             "--adapter",
-            "llvmpipe",
+            "all",
             "--seed",
             "9600",
             "--count",

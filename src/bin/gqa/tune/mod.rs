@@ -22,7 +22,7 @@ use store::{Entry, Key, Store};
 /// more than 3 % and by more than the times spread.
 ///
 /// The winner goes to tuned.json in the platform's cache directory, by adapter, driver, version of gqa, text of the kernels and spec.
-/// `gqa bench --tuned` runs with it. An application passes it to `Attention::new` as `Options`: as printed here, or read from
+/// `gqa bench --tuned` runs with it (--heads with --causal: so is what is tuned). An application passes it to `Attention::new` as `Options`: as printed here, or read from
 /// the file with the library's feature `serde`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -218,9 +218,9 @@ impl<'a> Search<'a> {
 /// The fastest trial, where it is faster than the first by more than the least gain and by more than both spread.
 fn fastest(trials: &[Trial]) -> usize {
     let ratio = |nth: usize| trials[nth].ratio_to(&trials[0]);
-    let best = (0..trials.len()).min_by(|a, b| ratio(*a).total_cmp(&ratio(*b))).unwrap_or(0);
-    let noise = LEAST_GAIN.max(trials[0].spread() + trials[best].spread());
-    if ratio(best) < 1.0 - noise { best } else { 0 }
+    let noise = |nth: usize| LEAST_GAIN.max(trials[0].spread() + trials[nth].spread());
+    let clear = (1..trials.len()).filter(|nth| ratio(*nth) < 1.0 - noise(*nth));
+    clear.min_by(|a, b| ratio(*a).total_cmp(&ratio(*b))).unwrap_or(0)
 }
 
 #[cfg(test)]
