@@ -67,19 +67,8 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     }
     // Mesa's software adapters have 8 lanes here; 16 and more are what GPUs have, and teams of 16 need them.
     if !quick && cfg!(target_os = "linux") {
-        let words = [
-            "verify",
-            "--adapter",
-            "all",
-            "--seed",
-            "9600",
-            "--count",
-            "60",
-            "--gradients",
-            "10",
-            "--laws",
-            "0",
-        ];
+        let words = "verify --adapter all --seed 9600 --count 60 --gradients 10 --laws 0".split(' ');
+        let words: Vec<&str> = words.collect();
         let mut command = setup::gqa(&words);
         command.env("LP_NATIVE_VECTOR_WIDTH", "512");
         steps.push(Step { name: LANES, command });
