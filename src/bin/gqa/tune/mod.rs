@@ -66,7 +66,8 @@ const HEADS: (u32, u32) = (32, 8);
 
 pub(crate) fn main(args: &Args) -> Result<(), Failure> {
     let path = store::path(args.file.as_deref())?;
-    let mut store = Store::read(&path)?;
+    // Also before minutes of measuring: a file that cannot be read is told first.
+    let store = Store::read(&path)?;
     if args.show {
         return show(&store, args.format);
     }
@@ -87,6 +88,8 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
         Format::Json => println!("{}", entry.json()?),
     }
     if !args.dry_run {
+        // Another run may have written in the meantime.
+        let mut store = Store::read(&path)?;
         store.put(entry);
         store.write(&path)?;
         eprintln!("kept in {}: `gqa bench --tuned` runs with it", path.display());
