@@ -123,12 +123,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             let first = ((item.state + key - item.key_begin) * KV_HEADS + kv_head) * (K4 + V4);
             for (var part = 0u; part < K_PARTS; part++) {
                 if part * PART + x < K4 {
-                    gradients[first + part * PART + x] = dk[part][i];
+                    gradients[first + part * PART + x] += dk[part][i];
                 }
             }
             for (var part = 0u; part < V_PARTS; part++) {
                 if part * PART + x < V4 {
-                    gradients[first + K4 + part * PART + x] = dv[part][i];
+                    gradients[first + K4 + part * PART + x] += dv[part][i];
                 }
             }
         }

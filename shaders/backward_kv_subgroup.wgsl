@@ -113,10 +113,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         if item.key_begin + nth < item.key_end {
             let first = ((item.state + nth) * KV_HEADS + kv_head) * (K4 + V4);
             for (var c = 0u; c < K4; c++) {
-                gradients[first + c] = dk[e * K_WIDE + c];
+                gradients[first + c] += dk[e * K_WIDE + c];
             }
             for (var c = 0u; c < V4; c++) {
-                gradients[first + K4 + c] = dv[e * V_WIDE + c];
+                gradients[first + K4 + c] += dv[e * V_WIDE + c];
             }
         }
     }

@@ -10,9 +10,9 @@ struct LoopHead {
     tiles: u32,
     patches: u32,
     sequences: u32,
-    // Keys of a chunk where they are fixed, else 0; the least, and how many chunks fill the device.
-    chunk: u32,
+    // Least and most keys of a chunk, and how many chunks fill the device.
     least_chunk: u32,
+    most_chunk: u32,
     fill: u32,
     // Where the lists of items and of tiles to be merged begin, in words; their first word is the number of items.
     items: u32,
@@ -118,10 +118,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     for (var i = 0u; i < THREADS; i++) {
         all += keys_of[i];
     }
-    var chunk = head.chunk;
-    if chunk == 0u {
-        chunk = max((all + head.fill - 1u) / head.fill, head.least_chunk);
-    }
+    let chunk = clamp((all + head.fill - 1u) / head.fill, head.least_chunk, head.most_chunk);
 
     var count = vec3(0u);
     for (var t = first; t < last; t++) {

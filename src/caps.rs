@@ -52,6 +52,9 @@ pub struct Caps {
     pub f16: bool,
     /// Whether `unpack2x16float` exists (lavapipe ties it to the f16 feature).
     pub unpack_f16: bool,
+    /// Iterations of all its loops together after which those of an invocation end, done or not, where a driver counts them: lavapipe
+    /// and llvmpipe of Mesa before 25 do, up to 65,535, and report nothing.
+    pub loop_iterations: Option<u32>,
     /// What kind of device it is.
     pub class: Class,
 }
@@ -69,6 +72,7 @@ impl Caps {
             subgroup: None,
             f16: false,
             unpack_f16: false,
+            loop_iterations: None,
             class: Class::Discrete,
         }
     }
@@ -94,6 +98,12 @@ impl std::fmt::Display for Caps {
         writeln!(f, "offset alignment   {} B", self.offset_alignment)?;
         writeln!(f, "subgroup           {subgroup}")?;
         writeln!(f, "f16 in shaders     {}", yes(self.f16))?;
+        if let Some(iterations) = self.loop_iterations {
+            writeln!(
+                f,
+                "loops              {iterations} iterations of an invocation, a fault of the driver"
+            )?;
+        }
         write!(f, "class              {}", self.class)
     }
 }

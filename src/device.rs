@@ -31,6 +31,7 @@ impl Caps {
             f16,
             // Only lavapipe lacks the conversion, and it has it with the feature.
             unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && class == Class::Software),
+            loop_iterations: loop_iterations(&info),
             class,
         }
     }
@@ -46,6 +47,14 @@ fn class(info: &wgpu::AdapterInfo) -> Class {
         wgpu::DeviceType::IntegratedGpu => Class::Integrated,
         _ => Class::Discrete,
     }
+}
+
+/// Of Mesa's software drivers, where the version is not known to let loops end by themselves: 22.3 does not, 25.0 does. The number is
+/// LP_MAX_TGSI_LOOP_ITERATIONS in Mesa's src/gallium/auxiliary/gallivm/lp_bld_limits.h, "shared between every loop".
+fn loop_iterations(info: &wgpu::AdapterInfo) -> Option<u32> {
+    let version =
+        info.driver_info.split("Mesa ").nth(1).and_then(|rest| rest.split('.').next()?.parse().ok());
+    (info.name.starts_with("llvmpipe") && version.is_none_or(|major: u32| major < 25)).then_some(65_535)
 }
 
 /// A device request for `adapter`: its own limits, and those of [`WANTED_FEATURES`] that it has.

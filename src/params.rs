@@ -175,10 +175,10 @@ pub struct LoopHead {
     pub patches: u32,
     /// Sequences.
     pub sequences: u32,
-    /// Keys of a chunk where they are fixed, else 0.
-    pub chunk: u32,
-    /// Least keys of a chunk otherwise.
+    /// Least keys of a chunk.
     pub least_chunk: u32,
+    /// Most keys of a chunk.
+    pub most_chunk: u32,
     /// Chunks that fill the device.
     pub fill: u32,
     /// First word of the list of items.

@@ -210,6 +210,7 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Caps {
         subgroup: Some((sizes.min_subgroup_size, sizes.max_subgroup_size)),
         f16: true,
         unpack_f16: true,
+        loop_iterations: None,
         class: Class::Discrete,
     }
 }

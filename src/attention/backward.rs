@@ -33,8 +33,9 @@ pub struct BackwardStep {
     work: wgpu::Buffer,
     rows: Launch,
     sinks: Launch,
-    queries: Vec<Launch>,
-    keys: Vec<Launch>,
+    /// With the shard whose keys they read.
+    queries: Vec<(usize, Launch)>,
+    keys: Vec<(usize, Launch)>,
     /// Of queries, keys, values.
     store: [Launch; 3],
     /// What `backward_rows` packs.
@@ -144,11 +145,12 @@ impl Attention {
         // It has no items of its own: one word, so that its list is not empty.
         let sinks = image.launch(caps, (&of_tokens, &[0u32]), grid(spec.q_heads() as usize, 1))?;
         let mut walks = [Vec::new(), Vec::new()];
-        for (launches, lists) in walks.iter_mut().zip([&lists.queries, &lists.keys]) {
-            for (items, shard) in lists.iter().zip(&step.shards) {
-                let pages = shard.pages;
+        for (launches, rounds) in walks.iter_mut().zip([&lists.queries, &lists.keys]) {
+            for (shard, items) in rounds.iter() {
+                let pages = step.shards.get(shard).map_or(0, |shard| shard.pages);
                 let params = Params { items: items.len() as u32, pages, ..host.params };
-                launches.push(image.launch(caps, (&params, items), grid(items.len(), spec.kv_heads()))?);
+                let launch = image.launch(caps, (&params, items), grid(items.len(), spec.kv_heads()))?;
+                launches.push((shard, launch));
             }
         }
         let [queries, keys] = walks;
@@ -319,7 +321,8 @@ impl Attention {
         }
         let walks = [(&pipelines.queries, &gradients.queries, dq), (&pipelines.keys, &gradients.keys, dkv)];
         for (pipeline, launches, into) in walks {
-            for (Shard { k, v }, launch) in shards.iter().zip(launches) {
+            for (shard, launch) in launches {
+                let Some(Shard { k, v }) = shards.get(*shard) else { continue };
                 let mut resources =
                     vec![(1, packed()), (2, k.as_entire_binding()), (3, v.as_entire_binding())];
                 resources.push((6, into.as_entire_binding()));

@@ -90,12 +90,13 @@ impl Attention {
         entries.extend_from_slice(bytemuck::cast_slice(&patches));
         let sequences_at = entries.len() as u32;
         room.sequences.iter().for_each(|s| entries.extend_from_slice(bytemuck::cast_slice(&[*s])));
+        let (least_chunk, most_chunk) = self.plan.chunk_bounds();
         let head = LoopHead {
             tiles: room.tiles.len() as u32,
             patches: patches.len() as u32,
             sequences: room.sequences.len() as u32,
-            chunk: self.plan.fixed_chunk().unwrap_or(0),
-            least_chunk: Plan::LEAST_CHUNK,
+            least_chunk,
+            most_chunk,
             fill: room.fill,
             items: words_of(attend.region.offset),
             merges: words_of(step.combine.region.offset),
@@ -198,7 +199,8 @@ impl Room {
         // One kernel for all, so that one dispatch takes them.
         let (is_decode, tile_rows) = plan.tile_of(most);
         let (mut tiles, mut sequences) = (Vec::new(), Vec::new());
-        let (mut fixed, mut keys) = (0, 0);
+        let (least_chunk, most_chunk) = plan.chunk_bounds();
+        let (mut shortest, mut longest, mut keys) = (0, 0, 0);
         for (nth, (s, new)) in (0..).zip(input.sequences.iter().zip(&input.appends)) {
             let (room, new_len) = (s.kv_len - new.len, new.len);
             sequences.push(LoopSequence { room, new_len, q_len: s.q_len, begin: s.begin });
@@ -206,7 +208,8 @@ impl Room {
             for row_begin in (0..rows).step_by(tile_rows as usize) {
                 let row_end = rows.min(row_begin + tile_rows);
                 tiles.push(LoopTile { sequence: nth, token: s.token, row_begin, row_end, pages: s.pages });
-                fixed += u64::from(s.kv_len.div_ceil(plan.fixed_chunk().unwrap_or(u32::MAX)).max(1));
+                shortest += u64::from(s.kv_len.div_ceil(least_chunk).max(1));
+                longest += u64::from(s.kv_len.div_ceil(most_chunk));
                 keys += u64::from(s.kv_len);
             }
         }
@@ -215,10 +218,8 @@ impl Room {
             return Err(Error::field("batch", format!("{keys} keys in all tiles"), needed));
         }
         let fill = (plan.fill() / plan.spec().kv_heads()).max(1);
-        let items = match plan.fixed_chunk() {
-            Some(_) => fixed,
-            None => tiles.len() as u64 + u64::from(fill),
-        };
+        // With chunks as short as may be, or such that the device is filled: one for each tile more than those that fill it.
+        let items = shortest.min(longest + tiles.len() as u64 + u64::from(fill));
         Ok(Self { tiles, sequences, is_decode, rows: tile_rows.min(most), items, fill })
     }
 }

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use super::loops::longest_walk;
 use super::work::{cut, fold};
 use super::{FLAT_THREADS, Plan, StepInput, StepSequence};
 use crate::error::Error;
@@ -30,6 +31,8 @@ pub struct BackwardPlan {
     pub sinks: Option<Variant>,
     /// Gradients to the caller's tensors.
     pub store: Variant,
+    /// Keys that an item of `queries` walks at most, and rows that one of `keys` does.
+    longest: (u32, u32),
 }
 
 impl Plan {
@@ -90,6 +93,7 @@ impl Plan {
             _ => portable,
         };
         Ok(BackwardPlan {
+            longest: (longest_walk(&queries, &self.caps), longest_walk(&keys, &self.caps)),
             rows: flat(Kernel::BackwardRows),
             queries,
             keys,
@@ -102,18 +106,15 @@ impl Plan {
 impl BackwardPlan {
     /// All variants, each once.
     pub fn variants(&self) -> Vec<&Variant> {
-        let Self { rows, queries, keys, sinks, store } = self;
+        let Self { rows, queries, keys, sinks, store, .. } = self;
         [rows, queries, keys, store].into_iter().chain(sinks).collect()
     }
 
     /// The work of one step. Keys that several sequences share are read by each: gradients of their rows are not merged.
     pub fn work(&self, input: &StepInput) -> BackwardLists {
         let shards = input.shards.max(1) as usize;
-        let mut lists = BackwardLists {
-            queries: vec![Vec::new(); shards],
-            keys: vec![Vec::new(); shards],
-            ..BackwardLists::default()
-        };
+        let rounds = Rounds { shards, lists: vec![Vec::new(); shards] };
+        let mut lists = BackwardLists { queries: rounds.clone(), keys: rounds, ..BackwardLists::default() };
         for s in &input.sequences {
             self.walk_queries(input, s, &mut lists.queries);
             lists.queries_stored.extend(runs(s.token, s.q_len, s.origin as i32 + s.q_start));
@@ -124,13 +125,13 @@ impl BackwardPlan {
                 for (span, shard) in cut(input.cuts(new.cuts), slots) {
                     // What the first key's gradient is of.
                     let token = new.token.wrapping_sub(new.slot);
-                    self.walk_keys(s, (span, token), &mut lists.keys[shard as usize]);
+                    self.walk_keys(s, (span, token, shard), &mut lists.keys);
                 }
             }
             lists.keys_stored.extend(runs(new.token, new.len, new.position as i32));
         }
         let mut spare = Vec::new();
-        for list in lists.queries.iter_mut().chain(&mut lists.keys) {
+        for list in lists.queries.lists.iter_mut().chain(&mut lists.keys.lists) {
             let pairs = |item: &WorkItem| {
                 u64::from(item.row_end - item.row_begin) * u64::from(item.key_end - item.key_begin)
             };
@@ -143,21 +144,26 @@ impl BackwardPlan {
     }
 
     /// Tiles of rows, each with all keys that it sees.
-    fn walk_queries(&self, input: &StepInput, s: &StepSequence, lists: &mut [Vec<WorkItem>]) {
+    fn walk_queries(&self, input: &StepInput, s: &StepSequence, lists: &mut Rounds) {
         let (spec, tile) = (&self.queries.spec, self.queries.tile.rows);
         let rows = s.rows(spec);
         for row in (0..rows).step_by(tile as usize) {
             let rows = row..rows.min(row + tile);
             let keys = s.visible(spec, rows.clone());
+            // Rounds that each shard has had: its keys may lie between those of others.
+            let mut rounds = vec![0; lists.shards];
             for (span, shard) in cut(input.cuts(s.cuts), keys.start + s.origin..keys.end + s.origin) {
-                let keys = span.start - s.origin..span.end - s.origin;
-                lists[shard as usize].push(s.item(rows.clone(), keys));
+                for keys in pieces(span.start - s.origin..span.end - s.origin, self.longest.0) {
+                    let round = &mut rounds[shard as usize];
+                    lists.push((*round, shard), s.item(rows.clone(), keys));
+                    *round += 1;
+                }
             }
         }
     }
 
-    /// Tiles of keys, each with all rows that see some of it. `token` is what is added to a slot to give its new token.
-    fn walk_keys(&self, s: &StepSequence, (slots, token): (Range<u32>, u32), list: &mut Vec<WorkItem>) {
+    /// Tiles of keys of a shard, each with all rows that see some of it. `token` is what is added to a slot to give its new token.
+    fn walk_keys(&self, s: &StepSequence, (slots, token, shard): (Range<u32>, u32, u32), lists: &mut Rounds) {
         let (spec, tile) = (&self.keys.spec, self.keys.tile.keys);
         for slot in slots.clone().step_by(tile as usize) {
             let keys = slot - s.origin..slots.end.min(slot + tile) - s.origin;
@@ -166,8 +172,9 @@ impl BackwardPlan {
                 (seen.end <= keys.start, seen.start < keys.end)
             });
             let rows = tokens.start * spec.group()..tokens.end * spec.group();
-            if !rows.is_empty() {
-                list.push(WorkItem { state: token.wrapping_add(slot), ..s.item(rows, keys) });
+            let item = WorkItem { state: token.wrapping_add(slot), ..s.item(rows.clone(), keys) };
+            for (round, rows) in pieces(rows, self.longest.1).enumerate() {
+                lists.push((round, shard), WorkItem { row_begin: rows.start, row_end: rows.end, ..item });
             }
         }
     }
@@ -197,13 +204,43 @@ fn runs(token: u32, tokens: u32, position: i32) -> impl Iterator<Item = StoreIte
     })
 }
 
+/// A walk in pieces of at most `longest`, of equal length.
+fn pieces(walk: Range<u32>, longest: u32) -> impl Iterator<Item = Range<u32>> {
+    let len = walk.end.saturating_sub(walk.start);
+    let even = len.div_ceil(len.div_ceil(longest).max(1)).max(1);
+    walk.clone().step_by(even as usize).map(move |at| at..walk.end.min(at + even))
+}
+
+/// Lists of items that are dispatched one behind the other, because items of several add to one gradient.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rounds {
+    shards: usize,
+    /// First one for each shard, then the next for each ..., longest items first.
+    lists: Vec<Vec<WorkItem>>,
+}
+
+impl Rounds {
+    fn push(&mut self, (round, shard): (usize, u32), item: WorkItem) {
+        let nth = round * self.shards + shard as usize;
+        if nth >= self.lists.len() {
+            self.lists.resize((round + 1) * self.shards, Vec::new());
+        }
+        self.lists[nth].push(item);
+    }
+
+    /// Each list with its shard, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &[WorkItem])> {
+        self.lists.iter().enumerate().map(|(nth, list)| (nth % self.shards, list.as_slice()))
+    }
+}
+
 /// Items of the backward kernels for one step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BackwardLists {
-    /// For gradients of queries, by the shard whose keys they read, longest first.
-    pub queries: Vec<Vec<WorkItem>>,
-    /// For gradients of keys and values, by shard, longest first; [`WorkItem::state`] is the new token that the first key is.
-    pub keys: Vec<Vec<WorkItem>>,
+    /// For gradients of queries, by the shard whose keys they read.
+    pub queries: Rounds,
+    /// For gradients of keys and values, by shard; [`WorkItem::state`] is the new token that the first key is.
+    pub keys: Rounds,
     /// Runs of query tokens.
     pub queries_stored: Vec<StoreItem>,
     /// Runs of new tokens.

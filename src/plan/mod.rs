@@ -2,6 +2,7 @@
 
 mod backward;
 mod input;
+mod loops;
 mod options;
 mod tiles;
 mod work;
@@ -13,7 +14,7 @@ use crate::shader::{F16, Kernel, Tile, Variant, row_fours};
 use crate::spec::AttentionSpec;
 use tiles::{Choice, Tiles};
 
-pub use backward::{BackwardLists, BackwardPlan};
+pub use backward::{BackwardLists, BackwardPlan, Rounds};
 pub use input::{Cut, MaskPlace, Shared, Span, StepAppend, StepInput, StepSequence, Traffic};
 pub use options::{Family, Options};
 pub use tiles::{ClassTiles, TABLE};
@@ -36,6 +37,7 @@ pub struct Plan {
     embed: Option<Variant>,
     mask: Option<(Variant, Variant)>,
     chunk: Option<u32>,
+    longest_chunk: u32,
     fill: u32,
     caps: Caps,
     reasons: Vec<String>,
@@ -97,15 +99,26 @@ impl Plan {
             workgroups: caps.workgroups,
         };
         let flat = |kernel| variant((kernel, Tile { rows: 1, keys: 1, threads: FLAT_THREADS }));
+        let (prefill, decode) = (variant(prefill), variant(decode));
+        // Whole steps of both.
+        let step = prefill.tile.keys.max(decode.tile.keys);
+        let longest = loops::longest_walk(&prefill, caps).min(loops::longest_walk(&decode, caps));
+        let longest_chunk = (longest / step).max(1).saturating_mul(step);
+        if let Some(iterations) = caps.loop_iterations {
+            reasons.push(format!(
+                "chunks have at most {longest_chunk} keys: this driver ends the loops of an invocation after {iterations} iterations"
+            ));
+        }
         Ok(Self {
             spec: spec.clone(),
-            prefill: variant(prefill),
-            decode: variant(decode),
+            prefill,
+            decode,
             combine: flat(if spec.rotated() { Kernel::CombineRotated } else { Kernel::Combine }),
             append: variant(run(Kernel::Append, spec)),
             embed: spec.rotated().then(|| variant(run(Kernel::Embed, spec))),
             mask: spec.mask().is_dense().then(|| (flat(Kernel::Pack), flat(Kernel::Classify))),
             chunk: options.chunk,
+            longest_chunk,
             fill,
             caps: caps.clone(),
             reasons,
@@ -160,12 +173,10 @@ impl Plan {
         lists.fill(self, input);
         lists
     }
-    /// Least keys of a chunk that follows from the batch.
-    pub(crate) const LEAST_CHUNK: u32 = work::MIN_CHUNK as u32;
-
-    /// Keys of a chunk, where they do not follow from the batch.
-    pub(crate) fn fixed_chunk(&self) -> Option<u32> {
-        self.chunk
+    /// Least and most keys of a chunk: the same where they do not follow from the batch.
+    pub(crate) fn chunk_bounds(&self) -> (u32, u32) {
+        let (least, most) = self.chunk.map_or((work::MIN_CHUNK, u32::MAX), |chunk| (chunk, chunk));
+        (least.min(self.longest_chunk), most.min(self.longest_chunk))
     }
     /// What it was made for.
     pub fn caps(&self) -> &Caps {

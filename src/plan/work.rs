@@ -8,7 +8,7 @@ use crate::caps::Class;
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST, PART_WORDS, WHOLE};
 
 /// Keys below which a chunk is not worth a state of its own.
-pub(super) const MIN_CHUNK: u64 = 64;
+pub(super) const MIN_CHUNK: u32 = 64;
 /// Bytes of states beyond which chunks grow: more would move more than it spreads.
 const MAX_STATE_BYTES: u64 = 64 << 20;
 /// In front of the mask of a list's rows lie all keys: those that are shared are older than any tree.
@@ -42,7 +42,7 @@ impl WorkLists {
     pub(crate) fn fill(&mut self, plan: &Plan, input: &mut StepInput) {
         let mut words = std::mem::take(&mut input.words);
         let tables = words.len();
-        let mut chunk = plan.chunk.unwrap_or_else(|| fair_chunk(plan, input));
+        let mut chunk = fair_chunk(plan, input);
         // A chunk of 65 keys takes a kernel that walks 64 as long as one of 128.
         let step = if plan.chunk.is_some() { 1 } else { plan.decode.tile.keys.max(plan.prefill.tile.keys) };
         loop {
@@ -54,9 +54,9 @@ impl WorkLists {
             if bytes <= plan.caps.binding_size.min(MAX_STATE_BYTES) {
                 break;
             }
-            // Chunks as long as every sequence are as few as there can be.
-            if chunk <= u32::MAX / 2 {
-                chunk *= 2;
+            // Chunks as long as every sequence, or as the driver lets a kernel walk, are as few as there can be.
+            if chunk <= u32::MAX / 2 && chunk < plan.longest_chunk {
+                chunk = (chunk * 2).min(plan.longest_chunk);
                 continue;
             }
             // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
@@ -293,8 +293,12 @@ fn chunks(keys: Range<u32>, (chunk, step): (u32, u32)) -> impl Iterator<Item = R
     (keys.start..keys.end).step_by(even as usize).map(move |at| at..keys.end.min(at + even))
 }
 
-/// Keys of a chunk such that the device is just filled: all (tile, KV head) walks, shared out evenly.
+/// Keys of a chunk: fixed, or such that the device is just filled, all (tile, KV head) walks shared out evenly.
 fn fair_chunk(plan: &Plan, input: &StepInput) -> u32 {
+    let (least, most) = plan.chunk_bounds();
+    if least == most {
+        return least;
+    }
     let spec = &plan.spec;
     let tiles = |rows: u32| u64::from(rows.div_ceil(plan.tile_of(rows).1));
     // Every tile counted as long as the last one, which is the longest of a causal sequence.
@@ -312,7 +316,7 @@ fn fair_chunk(plan: &Plan, input: &StepInput) -> u32 {
         tiles(rows) * u64::from(shared.key_end - shared.key_begin)
     });
     let total = (own + shared.sum::<u64>()) * u64::from(spec.kv_heads());
-    total.div_ceil(u64::from(plan.fill)).max(MIN_CHUNK).min(u64::from(u32::MAX)) as u32
+    total.div_ceil(u64::from(plan.fill)).clamp(least.into(), most.into()) as u32
 }
 
 /// From longest first to longest, shortest, second longest, second shortest ... Software adapters give each of their threads as many

@@ -15,10 +15,13 @@ use proptest::prelude::*;
 use walk::Walk;
 use world::{spec, spec_of_trees, world};
 
-fn caps() -> [Caps; 3] {
+/// The second is one whose driver ends loops, so early that the walks of tests are cut.
+fn caps() -> [Caps; 4] {
     let minimal = Caps::minimal();
     let gpu = Caps { workgroup_memory: 32 << 10, subgroup: Some((32, 32)), ..minimal.clone() };
-    [Caps { subgroup: Some((8, 8)), class: Class::Software, ..gpu.clone() }, minimal, gpu]
+    let software = Caps { class: Class::Software, ..gpu.clone() };
+    let counted = Caps { loop_iterations: Some(2_000), subgroup: None, ..software.clone() };
+    [Caps { subgroup: Some((8, 8)), ..software }, counted, minimal, gpu]
 }
 
 fn plan(spec: &AttentionSpec, adapter: usize, chunk: Option<u32>, portable: bool) -> Plan {
@@ -50,7 +53,7 @@ proptest! {
     #[test]
     fn every_visible_pair_is_walked_once(
         (spec, world) in world(spec_of_trees(), false),
-        adapter in 0usize..3, options in asked(),
+        adapter in 0usize..4, options in asked(),
     ) {
         let plan = Plan::new(&spec, &caps()[adapter], &options).unwrap();
         let mut input = world.input.clone();
@@ -64,7 +67,7 @@ proptest! {
 
     #[test]
     fn states_are_apart_and_all_merged(
-        (spec, world) in world(spec_of_trees(), false), adapter in 0usize..3, chunk in prop::option::of(1u32..200),
+        (spec, world) in world(spec_of_trees(), false), adapter in 0usize..4, chunk in prop::option::of(1u32..200),
     ) {
         let plan = plan(&spec, adapter, chunk, false);
         let mut input = world.input.clone();
@@ -74,7 +77,7 @@ proptest! {
 
     #[test]
     fn maps_are_apart(
-        (spec, world) in world(spec(), true), adapter in 0usize..3, chunk in prop::option::of(1u32..300),
+        (spec, world) in world(spec(), true), adapter in 0usize..4, chunk in prop::option::of(1u32..300),
     ) {
         let spec = spec.to_builder().mask(Mask::Keep).build().unwrap();
         let plan = plan(&spec, adapter, chunk, false);
@@ -97,7 +100,7 @@ proptest! {
 
     #[test]
     fn every_new_token_is_appended_once_where_it_belongs((spec, world) in world(spec(), false)) {
-        let plan = plan(&spec, 1, None, false);
+        let plan = plan(&spec, 2, None, false);
         let mut input = world.input.clone();
         let lists = plan.work(&mut input);
         prop_assert_eq!(lists.append.len(), input.shards as usize);
@@ -123,7 +126,7 @@ proptest! {
     }
 
     #[test]
-    fn the_same_step_gives_the_same_lists((spec, world) in world(spec_of_trees(), false), adapter in 0usize..3) {
+    fn the_same_step_gives_the_same_lists((spec, world) in world(spec_of_trees(), false), adapter in 0usize..4) {
         let plan = plan(&spec, adapter, None, false);
         let [mut a, mut b] = [world.input.clone(), world.input];
         prop_assert_eq!(plan.work(&mut a), plan.work(&mut b));
@@ -151,6 +154,31 @@ fn states_never_exceed_a_binding() {
     let lists = plan.work(&mut step((0..1000).map(|i| decode(i, 1000)).collect()));
     assert!(lists.state_rows * plan.state_row_bytes() <= 1 << 20);
     assert_eq!(lists.decode[0].len(), 1000);
+}
+
+#[test]
+fn walks_end_before_the_driver_ends_them() {
+    let spec = AttentionSpec::builder(71, 1, 256).causal(true).build().unwrap();
+    let counted = Caps { loop_iterations: Some(65_535), ..Caps::minimal() };
+    let plan = Plan::new(&spec, &counted, &Options { fill: Some(1), ..Options::default() }).unwrap();
+    // The many states that this takes do not make chunks longer than that.
+    let of = |q_len: u32, kv_len: u32| StepSequence {
+        q_len,
+        q_start: (kv_len - q_len) as i32,
+        kv_len,
+        ..decode(0, 1)
+    };
+    let longest = |input: &mut StepInput| {
+        items(&plan.work(input)).map(|item| item.key_end - item.key_begin).max().unwrap()
+    };
+    let [few, many] =
+        [(40, 100_000), (400, 400_000)].map(|(q_len, kv_len)| longest(&mut step(vec![of(q_len, kv_len)])));
+    assert!((1_000..4_000).contains(&few), "{few} keys");
+    assert_eq!(few.div_ceil(32), many.div_ceil(32), "{few} and {many} keys");
+    let asked = Options { chunk: Some(u32::MAX), ..Options::default() };
+    let plan = Plan::new(&spec, &counted, &asked).unwrap();
+    let lists = plan.work(&mut step(vec![of(1, 100_000)]));
+    assert!(items(&lists).all(|item| item.key_end - item.key_begin <= few));
 }
 
 #[test]
@@ -259,7 +287,7 @@ fn plans_tell_their_reasons() {
 #[test]
 fn a_class_has_its_row_of_the_table_and_options_have_the_last_word() {
     let spec = AttentionSpec::builder(32, 8, 128).build().unwrap();
-    let [software, _, gpu] = caps();
+    let [software, _, _, gpu] = caps();
     let of = |caps: &Caps, options: &Options| {
         let plan = Plan::new(&spec, caps, options).unwrap();
         [plan.prefill().tile.rows, plan.decode().tile.rows, plan.fill()]
@@ -284,7 +312,7 @@ fn teams_are_as_large_as_registers_ask_and_no_larger_than_subgroups() {
         (128, [Some(4), Some(8), Some(16), None]),
         (256, [Some(8), Some(16), None, None]),
     ];
-    let [_, _, gpu] = caps();
+    let [_, _, _, gpu] = caps();
     for (dim, lanes) in expected {
         for (group, lanes) in [1, 4, 8, 16].into_iter().zip(lanes) {
             let spec = AttentionSpec::builder(group, 1, dim).build().unwrap();

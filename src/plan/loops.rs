@@ -1,0 +1,78 @@
+//! How far an invocation may walk where a driver counts the iterations of its loops, and ends them, without a word, when they are too many.
+
+use crate::caps::Caps;
+use crate::shader::{Kernel, Tile, Variant, row_fours, team_lanes};
+
+/// Groups of four of a part, as in `parts/staged.wgsl`.
+const PART: u32 = 8;
+
+/// Keys (of [`Kernel::BackwardKv`] and [`Kernel::BackwardKvSubgroup`]: rows) that a workgroup of `variant` may walk on `caps`, in whole
+/// tiles: half of [`Caps::loop_iterations`], since there are loops in front of the walk and behind it. `u32::MAX` where none are counted.
+pub(super) fn longest_walk(variant: &Variant, caps: &Caps) -> u32 {
+    let Some(iterations) = caps.loop_iterations else { return u32::MAX };
+    let (step, each) = iterations_of(variant);
+    (iterations / 2 / each).max(1) * step
+}
+
+/// Keys, or rows, of one turn of a kernel's walk, and the iterations of all loops that it takes at most: every loop of the text
+/// counted as it stands there. Compilers unroll some, so there are fewer.
+fn iterations_of(variant: &Variant) -> (u32, u32) {
+    let (spec, Tile { rows, keys, threads }) = (&variant.spec, variant.tile);
+    let [k4, v4] = [spec.head_dim(), spec.v_head_dim()].map(row_fours);
+    let [k_parts, v_parts] = [k4, v4].map(|fours| fours.div_ceil(PART));
+    // Subgroup kernels: groups of four of a lane, and rows (or keys) of it.
+    let [k_lane, v_lane] = [k4, v4].map(|fours| fours.div_ceil(threads));
+    let stage = |rows: u32| 1 + (rows * PART).div_ceil(threads);
+    // A query is read element by element.
+    let stage_queries = 1 + (rows * PART).div_ceil(threads) * 5;
+    // Four rows of `PART` groups against each PART-th of the others.
+    let dots = |others: u32| 1 + PART * (1 + others.div_ceil(PART));
+    match variant.kernel {
+        Kernel::Prefill => {
+            let of_k = 1 + stage_queries + stage(keys) + dots(keys);
+            let of_v = 1 + stage(keys) + 4 + keys;
+            (keys, 1 + k_parts * of_k + v_parts * of_v + 10 * keys.div_ceil(PART) + PART)
+        }
+        Kernel::Decode => {
+            let teams = threads / PART;
+            let of_pass =
+                1 + k4.div_ceil(PART) * (1 + rows) + rows + (rows * teams).div_ceil(threads) * (1 + PART);
+            let of_max = rows.div_ceil(threads) * (1 + keys) + (rows * keys).div_ceil(threads);
+            let of_v = keys.div_ceil(threads / v4) * (1 + rows);
+            (keys, 1 + keys.div_ceil(teams) * of_pass + of_max + rows + of_v)
+        }
+        Kernel::DecodeTeams => {
+            let lanes = team_lanes(spec, rows).unwrap_or(16);
+            let [k, v] = [k4, v4].map(|fours| 1 + fours.div_ceil(lanes));
+            let of_quad = 2 * (1 + rows) + 4 * (k + rows * k + v + rows * v);
+            (keys, 3 + lanes / 4 * of_quad + rows * (4 + v + lanes / 4))
+        }
+        Kernel::DecodeSubgroup => {
+            // A page may begin with each key, so what is done for a block of them counts for one.
+            let of_key = |fours: u32| 1 + fours + rows * (1 + fours);
+            (1, 1 + of_key(k_lane) + of_key(v_lane) + rows * (1 + v_lane))
+        }
+        Kernel::PrefillSubgroup => {
+            let each = rows / threads;
+            let of_part = 1 + threads * (1 + each);
+            (1, 1 + (k_lane + v_lane) * of_part + each * (1 + v_lane * threads))
+        }
+        Kernel::BackwardQ => {
+            let of_dots = 1 + stage(rows) + stage(keys) + dots(keys);
+            let of_sums = 1 + stage(keys) + keys * 5;
+            (keys, 1 + (k_parts + v_parts) * of_dots + k_parts * of_sums + 5 * keys.div_ceil(PART))
+        }
+        Kernel::BackwardKv => {
+            let of_dots = 1 + stage(rows) + stage(keys) + dots(rows);
+            let of_sums = 1 + stage(rows) + rows * 5;
+            (rows, 1 + (k_parts + v_parts) * (of_dots + of_sums) + 6 * rows.div_ceil(PART))
+        }
+        Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => {
+            let each = rows.max(keys) / threads;
+            let of_part = 1 + threads * (1 + each);
+            (1, 1 + 2 * (k_lane + v_lane) * of_part + each)
+        }
+        // The others walk no keys.
+        _ => (1, 1),
+    }
+}
