@@ -128,6 +128,25 @@ fn gradients_are_the_same_bits() {
     }
 }
 
+/// Where a driver ends loops, several dispatches add to one gradient.
+#[test]
+fn walks_in_pieces_give_the_same_gradients() {
+    for gpu in gpus() {
+        let spec = AttentionSpec::builder(12, 2, 40).softcap(20.0).build().unwrap();
+        let problem = problem(&spec, 70, 150);
+        let d_out: Vec<f32> = (0..70 * 12 * 40).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mut families = vec![Family::Portable];
+        families.extend(gpu.caps.fixed_subgroup().filter(|n| [4, 8].contains(n)).map(|_| Family::Subgroup));
+        for family in families {
+            let mut setup = with(family);
+            setup.options.loop_iterations = Some(2_000);
+            let mut runner = Runner::new(&gpu, &spec, &setup).unwrap();
+            let result = check_gradients(&mut runner, &problem, &d_out).map(drop);
+            assert_eq!(result, Ok(()), "{}, {family:?}", gpu.name());
+        }
+    }
+}
+
 /// K and V are read once for all query heads of a group: by each tile of packed rows for dQ, and for dK and dV by the one workgroup
 /// that owns the key (on software adapters once, elsewhere once for each 32 rows that it stages).
 #[test]

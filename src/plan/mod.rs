@@ -59,6 +59,8 @@ impl Plan {
                 return Err(Error::field(field, 0, needed));
             }
         }
+        let caps =
+            &Caps { loop_iterations: options.loop_iterations.or(caps.loop_iterations), ..caps.clone() };
         if spec.kv_heads() > caps.workgroups {
             return Err(Error::Limit {
                 what: "a dispatch over all KV heads".to_owned(),

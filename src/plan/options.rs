@@ -47,6 +47,9 @@ pub struct Options {
     /// Keys of a chunk, where it should not follow from the batch.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub chunk: Option<u32>,
+    /// What [`Caps::loop_iterations`](crate::Caps::loop_iterations) is to be, where the driver is one that it is not known of.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub loop_iterations: Option<u32>,
     /// Compile with bounds checks and loop bounds: slower, for debugging.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub checked: bool,

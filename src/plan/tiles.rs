@@ -36,7 +36,7 @@ pub const TABLE: [ClassTiles; 5] = [
     row(Class::Software,   Family::Subgroup, [16, 7, 16],
         "barriers cost more than they share: a workgroup is one subgroup, 2 rows a lane; a few threads want few chunks"),
     row(Class::Software,   Family::Portable, [64, 16, 16],
-        "without subgroups of 4 or 8 lanes, tiles in workgroup memory; a few threads want few chunks"),
+        "tiles in workgroup memory, where subgroups have not 4 or 8 lanes or the driver ends loops; a few threads want few chunks"),
 ];
 
 const fn row(
@@ -80,8 +80,10 @@ impl Tiles {
                 "it needs subgroups of exactly 4 or exactly 8 lanes",
             ));
         }
+        // A driver that ends loops is old, and takes up to half a minute to compile the subgroup kernels, whose chunks would be short.
+        let ends_loops = caps.loop_iterations.is_some();
         let suits = |row: &&ClassTiles| match options.family {
-            Family::Auto => row.family == Family::Portable || lanes.is_some(),
+            Family::Auto => row.family == Family::Portable || (lanes.is_some() && !ends_loops),
             family => row.family == family,
         };
         let own = |row: &&ClassTiles| row.class == caps.class;

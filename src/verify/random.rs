@@ -297,5 +297,6 @@ pub fn random_setup(seed: u64) -> Setup {
     setup.options.prefill_rows = [None, None, Some(8), Some(16)][rng.usize(..4)];
     setup.options.decode_rows = [None, None, Some(1), Some(3)][rng.usize(..4)];
     setup.options.fill = [None, None, Some(1), Some(100)][rng.usize(..4)];
+    setup.options.loop_iterations = [None, None, None, Some(2_000)][rng.usize(..4)];
     setup
 }

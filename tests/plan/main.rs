@@ -20,7 +20,7 @@ fn caps() -> [Caps; 4] {
     let minimal = Caps::minimal();
     let gpu = Caps { workgroup_memory: 32 << 10, subgroup: Some((32, 32)), ..minimal.clone() };
     let software = Caps { class: Class::Software, ..gpu.clone() };
-    let counted = Caps { loop_iterations: Some(2_000), subgroup: None, ..software.clone() };
+    let counted = Caps { loop_iterations: Some(2_000), subgroup: Some((8, 8)), ..software.clone() };
     [Caps { subgroup: Some((8, 8)), ..software }, counted, minimal, gpu]
 }
 
