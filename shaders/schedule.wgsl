@@ -1,5 +1,5 @@
 // Schedule: turns lengths that live on the GPU into the work lists of a step and the arguments of its dispatches.
-//   chunk = keys of all tiles / workgroups that fill the device;  a tile of n keys becomes ceil(n / chunk) items
+//   chunk = keys of all tiles / workgroups that fill the device;  a tile of n keys becomes ceil(n / chunk) items, of whole steps
 // One workgroup does it all. Each invocation has a span of tiles: it counts their keys, then their items, and a running sum over
 // invocations says where it writes.
 //
@@ -10,9 +10,10 @@ struct LoopHead {
     tiles: u32,
     patches: u32,
     sequences: u32,
-    // Least and most keys of a chunk, and how many chunks fill the device.
+    // Least and most keys of a chunk, what its keys are a multiple of, and how many chunks fill the device.
     least_chunk: u32,
     most_chunk: u32,
+    chunk_step: u32,
     fill: u32,
     // Where the lists of items and of tiles to be merged begin, in words; their first word is the number of items.
     items: u32,
@@ -91,8 +92,19 @@ fn keys_seen(tile: LoopTile) -> vec2<u32> {
     return vec2(u32(min(begin, end)), u32(end));
 }
 
+// Keys of each chunk of a tile's: of equal length, in whole steps. At least 1.
+fn even_chunk(keys: vec2<u32>, chunk: u32) -> u32 {
+    let len = max(keys.y - keys.x, 1u);
+    let even = ceiling(len, ceiling(len, chunk));
+    return ceiling(even, input.head.chunk_step) * input.head.chunk_step;
+}
+
 fn chunks_of(keys: vec2<u32>, chunk: u32) -> u32 {
-    return max((keys.y - keys.x + chunk - 1u) / chunk, 1u);
+    return max(ceiling(keys.y - keys.x, even_chunk(keys, chunk)), 1u);
+}
+
+fn ceiling(x: u32, y: u32) -> u32 {
+    return x / y + min(x % y, 1u);
 }
 
 fn is_merged(chunks: u32) -> bool {
@@ -102,7 +114,7 @@ fn is_merged(chunks: u32) -> bool {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) thread: u32) {
     let head = input.head;
-    let each = (head.tiles + THREADS - 1u) / THREADS;
+    let each = ceiling(head.tiles, THREADS);
     let first = min(thread * each, head.tiles);
     let last = min(first + each, head.tiles);
 
@@ -118,7 +130,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     for (var i = 0u; i < THREADS; i++) {
         all += keys_of[i];
     }
-    let chunk = clamp((all + head.fill - 1u) / head.fill, head.least_chunk, head.most_chunk);
+    let chunk = clamp(ceiling(all, head.fill), head.least_chunk, head.most_chunk);
 
     var count = vec3(0u);
     for (var t = first; t < last; t++) {
@@ -159,7 +171,7 @@ fn write_tile(tile: LoopTile, chunk: u32, at: vec3<u32>) -> vec3<u32> {
     let seen = keys_seen(tile);
     let chunks = chunks_of(seen, chunk);
     let rows = tile.row_end - tile.row_begin;
-    let even = max((seen.y - seen.x + chunks - 1u) / chunks, 1u);
+    let even = even_chunk(seen, chunk);
     let merged = is_merged(chunks);
     for (var i = 0u; i < chunks; i++) {
         let state = at.y + i * KV_HEADS * rows - tile.row_begin;
@@ -209,6 +221,6 @@ fn finish_lists(items: u32, merges: u32) {
     lists[input.head.items] = items;
     lists[input.head.merges] = merges;
     arguments[0] = min(items, MAX_WORKGROUPS);
-    arguments[2] = (items + MAX_WORKGROUPS - 1u) / MAX_WORKGROUPS;
+    arguments[2] = ceiling(items, MAX_WORKGROUPS);
     arguments[5] = merges;
 }

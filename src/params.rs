@@ -179,6 +179,8 @@ pub struct LoopHead {
     pub least_chunk: u32,
     /// Most keys of a chunk.
     pub most_chunk: u32,
+    /// What the keys of a chunk are a multiple of, but for the last.
+    pub chunk_step: u32,
     /// Chunks that fill the device.
     pub fill: u32,
     /// First word of the list of items.

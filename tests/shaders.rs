@@ -332,6 +332,7 @@ fn structs_are_the_same_in_rust_and_wgsl() {
         sequences,
         least_chunk,
         most_chunk,
+        chunk_step,
         fill,
         items,
         merges,

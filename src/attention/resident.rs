@@ -97,6 +97,7 @@ impl Attention {
             sequences: room.sequences.len() as u32,
             least_chunk,
             most_chunk,
+            chunk_step: self.plan.chunk_step(),
             fill: room.fill,
             items: words_of(attend.region.offset),
             merges: words_of(step.combine.region.offset),

@@ -180,6 +180,10 @@ impl Plan {
         let (least, most) = self.chunk.map_or((work::MIN_CHUNK, u32::MAX), |chunk| (chunk, chunk));
         (least.min(self.longest_chunk), most.min(self.longest_chunk))
     }
+    /// What the keys of a chunk are a multiple of: one of 65 takes a kernel that walks 64 as long as one of 128. Not where they are fixed.
+    pub(crate) fn chunk_step(&self) -> u32 {
+        self.chunk.map_or_else(|| self.prefill.tile.keys.max(self.decode.tile.keys), |_| 1)
+    }
     /// What it was made for.
     pub fn caps(&self) -> &Caps {
         &self.caps

@@ -41,6 +41,10 @@ pub struct Options {
     /// multiples of the lanes. Refused where a group needs more than workgroup memory holds.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub decode_rows: Option<u32>,
+    /// Whether decode holds rows in registers of teams of lanes, where subgroups have the lanes for it; `Some(true)` is refused where
+    /// they have not. Only the portable family has the choice.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub decode_teams: Option<bool>,
     /// Workgroups that fill the device: keys are cut into chunks until there are as many.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub fill: Option<u32>,

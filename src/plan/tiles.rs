@@ -224,14 +224,26 @@ impl Picker<'_> {
             format!("decode: tiles of {rows} rows, because {most} is what registers and workgroup memory hold, or was asked for")
         });
         let subgroup = caps.subgroup.map_or(0, |(least, _)| least);
-        let decode = match team_lanes(spec, rows) {
-            Some(lanes) if lanes <= subgroup => {
+        let lanes = team_lanes(spec, rows).filter(|lanes| *lanes <= subgroup);
+        if options.decode_teams == Some(true) && lanes.is_none() {
+            let needed = format!(
+                "subgroups of at least {} lanes: leave it out",
+                team_lanes(spec, rows).map_or_else(|| "more than 16".to_owned(), |lanes| lanes.to_string())
+            );
+            return Err(Error::field(
+                "options.decode_teams",
+                format!("true, with subgroups of {subgroup}"),
+                needed,
+            ));
+        }
+        let decode = match lanes.filter(|_| options.decode_teams != Some(false)) {
+            Some(lanes) => {
                 reasons.push(format!(
                     "decode: teams of {lanes} lanes hold {rows} rows in registers, subgroups have at least {subgroup}"
                 ));
                 (Kernel::DecodeTeams, Tile { rows, keys: TEAM_THREADS, threads: TEAM_THREADS })
             }
-            _ => (Kernel::Decode, Tile { rows, keys, threads }),
+            None => (Kernel::Decode, Tile { rows, keys, threads }),
         };
         Ok((prefill, decode))
     }

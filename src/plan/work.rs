@@ -43,8 +43,7 @@ impl WorkLists {
         let mut words = std::mem::take(&mut input.words);
         let tables = words.len();
         let mut chunk = fair_chunk(plan, input);
-        // A chunk of 65 keys takes a kernel that walks 64 as long as one of 128.
-        let step = if plan.chunk.is_some() { 1 } else { plan.decode.tile.keys.max(plan.prefill.tile.keys) };
+        let step = plan.chunk_step();
         loop {
             self.clear(input);
             words.truncate(tables);

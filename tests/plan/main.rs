@@ -322,6 +322,17 @@ fn teams_are_as_large_as_registers_ask_and_no_larger_than_subgroups() {
                 let decode = Plan::new(&spec, &caps, &Options::default()).unwrap().decode().kernel;
                 let fits = lanes.is_some_and(|lanes| lanes <= subgroup);
                 assert_eq!(decode == Kernel::DecodeTeams, fits, "head_dim {dim}, group {group}, {subgroup}");
+                let asked = |teams| {
+                    let options = Options { decode_teams: Some(teams), ..Options::default() };
+                    Plan::new(&spec, &caps, &options).map(|plan| plan.decode().kernel)
+                };
+                assert_eq!(asked(false), Ok(Kernel::Decode));
+                match asked(true) {
+                    Ok(kernel) => assert_eq!((kernel, fits), (Kernel::DecodeTeams, true)),
+                    Err(error) => {
+                        assert!(!fits && error.to_string().contains("options.decode_teams"), "{error}")
+                    }
+                }
             }
         }
     }

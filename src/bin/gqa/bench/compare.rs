@@ -219,6 +219,7 @@ mod tests {
                 row("storage", (32, 8), (1, 16_384), 0.02),
                 row("prefill", (32, 8), (512, 512), 0.03),
             ],
+            tuned: Vec::new(),
             left_out: Vec::new(),
             summary: Vec::new(),
             comparison: None,

@@ -25,6 +25,14 @@ pub(super) struct Measured {
     pub(super) groups: Vec<GroupCeilings>,
     pub(super) rows: Vec<Row>,
     pub(super) left_out: Vec<String>,
+    pub(super) tuned: Vec<Tuned>,
+}
+
+/// A spec that was run as `gqa tune` has found best.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Tuned {
+    spec: String,
+    options: Options,
 }
 
 /// What the adapter could do while a group was measured: whoever doubts a row sees here whether the machine was slow then.
@@ -61,13 +69,15 @@ pub(super) fn measure(
         }
     }
     progress.stage(format!("verifying the kernels of {} specs", specs.len()));
+    let mut of_tuned = Vec::new();
     for spec in specs {
         progress.now(format!("verifying {spec}"));
         let tuned_options = options(spec);
         if tuned.is_some() && tuned_options.is_none() {
             progress.tell(&format!("not tuned, so as planned: {spec}"));
         }
-        verify(gpu, spec, &tuned_options.unwrap_or_default())?;
+        verify(gpu, spec, &tuned_options.clone().unwrap_or_default())?;
+        of_tuned.extend(tuned_options.map(|options| Tuned { spec: spec.to_string(), options }));
     }
     progress.stage("trying ceiling kernels".to_owned());
     let mut run = Run {
@@ -106,7 +116,7 @@ pub(super) fn measure(
     let section = |row: &Row| Section::ALL.iter().position(|section| section.name() == row.section);
     let context = |row: &Row| if row.section == Section::Context.name() { row.kv_len } else { 0 };
     rows.sort_by_key(|row| (section(row), context(row)));
-    Ok(Measured { ceilings, groups, rows, left_out: run.left_out })
+    Ok(Measured { ceilings, groups, rows, left_out: run.left_out, tuned: of_tuned })
 }
 
 /// What groups have in common.

@@ -19,7 +19,7 @@ use crate::info::SpecArgs;
 use crate::tune::store::{self, Store};
 use compare::{Comparison, Old};
 pub(crate) use measure::verify;
-use measure::{GroupCeilings, Measured, Samples};
+use measure::{GroupCeilings, Measured, Samples, Tuned};
 use sets::Set;
 use summary::Finding;
 
@@ -102,6 +102,8 @@ struct Report {
     groups: Vec<GroupCeilings>,
     rows: Vec<Row>,
     left_out: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tuned: Vec<Tuned>,
     summary: Vec<Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]
     comparison: Option<Comparison>,
@@ -113,7 +115,12 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
     }
     // A file that cannot be read is told before minutes are spent.
     let old = args.compare.as_deref().map(Old::read).transpose()?;
-    let read = |file: &Option<PathBuf>| Store::read(&store::path(file.as_deref())?);
+    let read = |file: &Option<PathBuf>| match file {
+        Some(file) if !file.exists() => {
+            Err(Failure::Usage(format!("{}: no such file; `gqa tune --file` writes it", file.display())))
+        }
+        file => Store::read(&store::path(file.as_deref())?),
+    };
     let tuned = args.tuned.as_ref().map(read).transpose()?;
     let gpu = args.adapter.open_one()?;
     if args.serve {
@@ -121,7 +128,7 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
     }
     let set = set(args, gpu.caps.class == Class::Software)?;
     let samples = Samples { asked: args.samples, exact: args.spec.heads.is_some() };
-    let Measured { ceilings, groups, rows, left_out } =
+    let Measured { ceilings, groups, rows, left_out, tuned } =
         measure::measure(&gpu, &set, samples, tuned.as_ref())?;
     let summary = summary::findings(&rows, &ceilings);
     let mut report = Report {
@@ -132,6 +139,7 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
         groups,
         rows,
         left_out,
+        tuned,
         summary,
         comparison: None,
     };

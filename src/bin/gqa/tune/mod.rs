@@ -17,7 +17,7 @@ use store::{Entry, Key, Store};
 /// Measure kernels, tiles and chunks on an adapter, and keep the fastest
 ///
 /// What `gqa info` plans follows from a table by class of adapter; this measures its alternatives in turn, for decode and for prefill of one
-/// causal attention: the family of kernels, rows of a decode tile, rows of a prefill tile, workgroups that fill the device. Every alternative is
+/// causal attention: the family of kernels, teams of lanes for decode or not, rows of a decode tile, rows of a prefill tile, workgroups that fill the device. Every alternative is
 /// verified before it is timed, runs of all alternatives take turns, and the plan's own choice stays unless another is faster by
 /// more than 3 % and by more than the times spread.
 ///
@@ -144,6 +144,7 @@ fn code(options: &Options) -> String {
     if options.family != gqa::Family::Auto {
         fields.push(format!("family: Family::{:?}", options.family));
     }
+    fields.extend(options.decode_teams.map(|teams| format!("decode_teams: Some({teams})")));
     let numbers = [
         ("prefill_rows", options.prefill_rows),
         ("decode_rows", options.decode_rows),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use gqa::profile::{Sampler, Shape, Timing, Workload};
+use gqa::shader::Kernel;
 use gqa::verify::Gpu;
 use gqa::{Attention, Family, Options, Plan};
 
@@ -72,8 +73,9 @@ pub(super) struct Search<'a> {
 /// What a choice is of: its name, which shapes judge it, and its alternatives to what was chosen before.
 type Choice = (&'static str, [bool; 2], fn(&Options, &Plan) -> Vec<(String, Options)>);
 
-const CHOICES: [Choice; 4] = [
+const CHOICES: [Choice; 5] = [
     ("family", BOTH, families),
+    ("decode_teams", DECODE, decode_teams),
     ("decode_rows", DECODE, decode_rows),
     ("prefill_rows", PREFILL, prefill_rows),
     ("fill", BOTH, fills),
@@ -82,6 +84,11 @@ const CHOICES: [Choice; 4] = [
 fn families(base: &Options, _: &Plan) -> Vec<(String, Options)> {
     let families = [("portable", Family::Portable), ("subgroup", Family::Subgroup)];
     families.map(|(name, family)| (name.to_owned(), Options { family, ..base.clone() })).into()
+}
+
+fn decode_teams(base: &Options, _: &Plan) -> Vec<(String, Options)> {
+    let teams = [true, false];
+    teams.map(|teams| (teams.to_string(), Options { decode_teams: Some(teams), ..base.clone() })).into()
 }
 
 fn decode_rows(base: &Options, _: &Plan) -> Vec<(String, Options)> {
@@ -161,6 +168,7 @@ impl<'a> Search<'a> {
         let name = match what {
             "family" if plan_of_base.prefill().uses_subgroups() => "subgroup".to_owned(),
             "family" => "portable".to_owned(),
+            "decode_teams" => (plan_of_base.decode().kernel == Kernel::DecodeTeams).to_string(),
             "decode_rows" => plan_of_base.decode().tile.rows.to_string(),
             "prefill_rows" => plan_of_base.prefill().tile.rows.to_string(),
             _ => plan_of_base.fill().to_string(),
