@@ -31,6 +31,7 @@ impl Caps {
             f16,
             // Only lavapipe lacks the conversion, and it has it with the feature.
             unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && class == Class::Software),
+            cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
             loop_iterations: loop_iterations(&info),
             class,
         }

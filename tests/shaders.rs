@@ -8,7 +8,7 @@ use gqa::params::{
     AppendItem, CombineItem, LoopHead, LoopTile, PackHead, PackItem, Params, StoreHead, StoreItem, WorkItem,
 };
 use gqa::plan::BackwardPlan;
-use gqa::shader::{Access, Compiler, F16, Kernel, Variant, link};
+use gqa::shader::{Access, Compiler, F16, Kernel, MatrixUnits, Variant, link};
 use gqa::{AttentionSpec, Caps, Class, Dtype, Mask, Options, Pairing, Plan, Rope, SpecBuilder, alibi_slopes};
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -21,7 +21,7 @@ fn adapters() -> Vec<Caps> {
     let software = Caps { class: Class::Software, ..gpu.clone() };
     vec![
         Caps { unpack_f16: true, ..minimal.clone() },
-        Caps { subgroup: Some((16, 32)), f16: true, ..gpu.clone() },
+        Caps { subgroup: Some((16, 32)), f16: true, cooperative_matrix: true, ..gpu.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, ..software.clone() },
         Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software },
         minimal,
@@ -116,7 +116,12 @@ fn variants() -> BTreeMap<String, (Variant, Caps)> {
                 let (merge, schedule) = (plan.merge(), plan.schedule());
                 let backward = plan.backward().ok();
                 let backward = backward.iter().flat_map(BackwardPlan::variants);
-                for variant in plan.variants().into_iter().chain([&merge, &schedule]).chain(backward) {
+                let matrices = [MatrixUnits::Cooperative, MatrixUnits::Emulated].map(|matrix_units| {
+                    Plan::new(&spec, &caps, &Options { matrix_units, ..options.clone() }).ok()
+                });
+                let matrices = matrices.iter().flatten().map(Plan::prefill);
+                let forward = plan.variants().into_iter().chain([&merge, &schedule]);
+                for variant in forward.chain(backward).chain(matrices) {
                     let text = link(variant, Compiler::Naga).text;
                     let known = variants.entry(text).or_insert_with(|| (variant.clone(), caps.clone()));
                     if caps.workgroup_memory < known.1.workgroup_memory {
@@ -134,8 +139,9 @@ fn validate(text: &str, variant: &Variant) -> (naga::Module, ModuleInfo) {
     let context = format!("{:?}", variant.spec);
     let module = naga::front::wgsl::parse_str(text)
         .unwrap_or_else(|e| panic!("{context}: {}", linked.explain(&e.emit_to_string(text))));
-    let capabilities =
+    let mut capabilities =
         Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, variant.uses_matrix_units());
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -183,6 +189,10 @@ fn write(module: &naga::Module, info: &ModuleInfo, variant: &Variant) {
     let options = spv::Options { lang_version: (1, 3), ..Default::default() };
     spv::write_vec(module, info, &options, None).unwrap_or_else(|e| panic!("{name} to SPIR-V: {e}"));
 
+    // Matrices of 16 x 16 are Vulkan's alone.
+    if variant.uses_matrix_units() {
+        return;
+    }
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let pipeline = msl::PipelineOptions { entry_point: entry(), ..Default::default() };
     msl::write_string(module, info, &options, &pipeline).unwrap_or_else(|e| panic!("{name} to MSL: {e}"));

@@ -67,8 +67,8 @@ impl Radv {
         }
         let (physical, driver) = found.ok_or("no device of RADV is there")?;
         let driver = driver.split('-').next().unwrap_or_default().trim().to_owned();
-        let caps = caps(&instance, physical);
-        let device = create_device(&instance, physical)?;
+        let caps = caps(&instance, physical)?;
+        let device = create_device(&instance, physical, caps.cooperative_matrix)?;
         let executables = khr::pipeline_executable_properties::Device::new(&instance, &device);
         // The loader must outlive the device.
         std::mem::forget(entry);
@@ -191,7 +191,7 @@ fn layout_binding((binding, access): (u32, Access)) -> vk::DescriptorSetLayoutBi
 }
 
 /// What `Caps::of` would find through wgpu.
-fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Caps {
+fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<Caps> {
     let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
     let mut maintenance = vk::PhysicalDeviceMaintenance4Properties::default();
     let mut properties =
@@ -200,7 +200,7 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Caps {
     unsafe { instance.get_physical_device_properties2(physical, &mut properties) };
     let properties = properties.properties;
     let limits = &properties.limits;
-    Caps {
+    Ok(Caps {
         workgroup_memory: limits.max_compute_shared_memory_size,
         invocations: limits.max_compute_work_group_invocations.min(limits.max_compute_work_group_size[0]),
         workgroups: limits.max_compute_work_group_count[0],
@@ -210,15 +210,35 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Caps {
         subgroup: Some((sizes.min_subgroup_size, sizes.max_subgroup_size)),
         f16: true,
         unpack_f16: true,
+        cooperative_matrix: has_matrices(instance, physical)?,
         loop_iterations: None,
         class: Class::Discrete,
-    }
+    })
+}
+
+/// Whether it has matrix units.
+fn has_matrices(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<bool> {
+    // SAFETY: the handle is of this instance.
+    let extensions = unsafe { instance.enumerate_device_extension_properties(physical) }?;
+    let is_it =
+        |e: &vk::ExtensionProperties| e.extension_name_as_c_str() == Ok(khr::cooperative_matrix::NAME);
+    Ok(extensions.iter().any(is_it))
 }
 
 /// A device with what wgpu asks for on behalf of the kernels, and with the extension that tells of pipelines.
-fn create_device(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<ash::Device> {
+fn create_device(
+    instance: &ash::Instance,
+    physical: vk::PhysicalDevice,
+    has_matrices: bool,
+) -> Result<ash::Device> {
     let queues = [vk::DeviceQueueCreateInfo::default().queue_priorities(&[1.0])];
-    let extensions = [khr::pipeline_executable_properties::NAME.as_ptr(), ext::robustness2::NAME.as_ptr()];
+    let mut extensions =
+        vec![khr::pipeline_executable_properties::NAME.as_ptr(), ext::robustness2::NAME.as_ptr()];
+    let mut matrices =
+        vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(has_matrices);
+    if has_matrices {
+        extensions.push(khr::cooperative_matrix::NAME.as_ptr());
+    }
     let mut executable =
         vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
     // wgpu asks for robustness whatever a shader is trusted with, and the compiler joins fewer loads under it.
@@ -239,7 +259,7 @@ fn create_device(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Resu
         .compute_full_subgroups(true)
         .shader_integer_dot_product(true)
         .maintenance4(true);
-    let info = vk::DeviceCreateInfo::default()
+    let mut info = vk::DeviceCreateInfo::default()
         .queue_create_infos(&queues)
         .enabled_extension_names(&extensions)
         .enabled_features(&core)
@@ -248,6 +268,9 @@ fn create_device(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Resu
         .push_next(&mut v11)
         .push_next(&mut v12)
         .push_next(&mut v13);
+    if has_matrices {
+        info = info.push_next(&mut matrices);
+    }
     // SAFETY: the handle is of this instance; `info` and its chain live through the call. A feature that is missing is an error.
     Ok(unsafe { instance.create_device(physical, &info, None) }?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use gqa::shader::{Compiler, Variant, link};
+use gqa::shader::{Compiler, MatrixUnits, Variant, link};
 use gqa::{AttentionSpec, Caps, Dtype, Mask, Options, Plan, Rope, alibi_slopes};
 
 use crate::radv::Result;
@@ -52,7 +52,11 @@ pub(crate) fn candidates(caps: &Caps, filters: &[String]) -> Result<Vec<Candidat
     for (spec_name, spec) in specs()? {
         let plan = Plan::new(&spec, caps, &Options::default())?;
         let (merge, schedule) = (plan.merge(), plan.schedule());
-        for variant in plan.variants().into_iter().chain([&merge, &schedule]) {
+        let options = Options { matrix_units: MatrixUnits::Cooperative, ..Options::default() };
+        // What has no matrix units, or no products of f16, is refused.
+        let matrices = Plan::new(&spec, caps, &options).ok();
+        let matrices = matrices.as_ref().map(Plan::prefill);
+        for variant in plan.variants().into_iter().chain([&merge, &schedule]).chain(matrices) {
             let name = format!("{} {spec_name}", variant.kernel);
             let linked = link(variant, Compiler::Naga);
             let words = spirv(&linked.text).map_err(|e| linked.explain(&e.to_string()))?;

@@ -33,6 +33,13 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
             let of_v = 1 + stage(keys) + 4 + keys;
             (keys, 1 + k_parts * of_k + v_parts * of_v + 10 * keys.div_ceil(PART) + PART)
         }
+        Kernel::PrefillMatrix => {
+            let [k_sides, v_sides] = [k4, v4].map(|fours| fours.div_ceil(4));
+            let stage = 2 + (keys * k_sides * 4).div_ceil(threads) + (keys * v_sides).div_ceil(threads) * 9;
+            let products =
+                keys / 16 * (2 + (k_sides + v_sides) * if variant.uses_matrix_units() { 1 } else { 41 });
+            (keys, 1 + stage + products + keys * 4 + v_sides * 5)
+        }
         Kernel::Decode => {
             let teams = threads / PART;
             let of_pass =

@@ -96,6 +96,7 @@ impl Plan {
             tile,
             f16,
             shuffle: shuffle && kernel == Kernel::Decode,
+            matrix_units: options.matrix_units,
             counted: options.count_fetches,
             pooled: options.pooled,
             workgroups: caps.workgroups,

@@ -1,5 +1,7 @@
 //! What a caller may choose of a plan.
 
+use crate::shader::MatrixUnits;
+
 /// Which family of kernels a plan takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
@@ -54,6 +56,12 @@ pub struct Options {
     /// What [`Caps::loop_iterations`](crate::Caps::loop_iterations) is to be, where the driver is one that it is not known of.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub loop_iterations: Option<u32>,
+    /// Prefill by products of 16 x 16 matrices of f16, added up in f32, for specs whose queries are f16, whose keys and values are f16 or
+    /// fp8, with dims to 128; refused for others. Weights, and queries after norm and RoPE, are rounded to f16. [`MatrixUnits::Cooperative`] promises that the adapter has such products
+    /// (`wgpu::Adapter::cooperative_matrix_properties`), and needs a device with `EXPERIMENTAL_COOPERATIVE_MATRIX`, which wgpu gives
+    /// to programs that accept what is experimental.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub matrix_units: MatrixUnits,
     /// Compile with bounds checks and loop bounds: slower, for debugging.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub checked: bool,

@@ -4,8 +4,8 @@ use super::{Family, Options};
 use crate::caps::{Caps, Class};
 use crate::error::Error;
 use crate::params::MAP_KEYS;
-use crate::shader::{BROADCAST_LANES, Kernel, Tile, row_fours, team_lanes};
-use crate::spec::AttentionSpec;
+use crate::shader::{BROADCAST_LANES, Kernel, MatrixUnits, Tile, row_fours, team_lanes};
+use crate::spec::{AttentionSpec, Dtype};
 
 /// What suits a class of adapters: a row of [`TABLE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +82,11 @@ impl Tiles {
         }
         // A driver that ends loops is old, and takes up to half a minute to compile the subgroup kernels, whose chunks would be short.
         let ends_loops = caps.loop_iterations.is_some();
+        let has_matrices = options.matrix_units != MatrixUnits::None;
         let suits = |row: &&ClassTiles| match options.family {
-            Family::Auto => row.family == Family::Portable || (lanes.is_some() && !ends_loops),
+            Family::Auto => {
+                row.family == Family::Portable || (lanes.is_some() && !ends_loops && !has_matrices)
+            }
             family => row.family == family,
         };
         let own = |row: &&ClassTiles| row.class == caps.class;
@@ -186,7 +189,10 @@ impl Picker<'_> {
                 rows
             }
         };
-        let prefill = (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 });
+        let prefill = match options.matrix_units {
+            MatrixUnits::None => (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 }),
+            units => self.matrices(units, reasons)?,
+        };
 
         // As in decode.wgsl and reduce_workgroup.wgsl: q_tile, scores, team_dots, row_max, merge.
         let (k4, keys) = (row_fours(spec.head_dim()), MAP_KEYS);
@@ -246,6 +252,54 @@ impl Picker<'_> {
             None => (Kernel::Decode, Tile { rows, keys, threads }),
         };
         Ok((prefill, decode))
+    }
+}
+
+/// Rows and columns of a matrix.
+const SIDE: u32 = 16;
+/// Invocations for each row: so that there is a subgroup of up to 64 lanes for each `SIDE` rows.
+const SHARERS: u32 = 4;
+
+impl Picker<'_> {
+    /// The kernel on matrix units, with as many rows as workgroup memory holds beside a tile of keys and values.
+    fn matrices(&self, units: MatrixUnits, reasons: &mut Vec<String>) -> Result<Choice, Error> {
+        let Self { spec, caps, .. } = self;
+        let refuse = |needed: &str| Err(Error::field("options.matrix_units", format!("{units:?}"), needed));
+        let is_half = |dtype| matches!(dtype, Dtype::F16 | Dtype::Fp8);
+        if spec.q_dtype() != Dtype::F16
+            || !is_half(spec.k_dtype())
+            || !is_half(spec.v_dtype())
+            || spec.rotated()
+        {
+            return refuse(
+                "queries must be f16, keys and values f16 or fp8 that are not rotated: products are of f16",
+            );
+        }
+        if spec.head_dim().max(spec.v_head_dim()) > 128 {
+            return refuse("dims must be at most 128: queries and outputs of more leave the registers");
+        }
+        if units == MatrixUnits::Cooperative
+            && !(caps.cooperative_matrix && caps.f16 && caps.subgroup.is_some())
+        {
+            return refuse("the device must have EXPERIMENTAL_COOPERATIVE_MATRIX, SHADER_F16 and SUBGROUP");
+        }
+        // As in prefill_matrix.wgsl: staged, weights, logits, cache_rows, grew; emulated: shares.
+        let is_emulated = units == MatrixUnits::Emulated;
+        let half = if is_emulated { 4 } else { 2 };
+        let sides = |dim: u32| dim.div_ceil(SIDE) * SIDE;
+        let [k, v] = [sides(spec.head_dim()), sides(spec.v_head_dim())];
+        let of_row = half * (MAP_KEYS + 8)
+            + MAP_KEYS * 4
+            + if is_emulated { SHARERS * 4 } else { 0 }
+            + if spec.qk_norm().is_some() { 4 } else { 0 };
+        let tile = MAP_KEYS * (k + 8) + v * (MAP_KEYS + 8);
+        let bytes = |rows: u32| half * tile.max(rows * (k + 4)) + rows * of_row + MAP_KEYS * 4 + 16;
+        let fits = |rows: &u32| bytes(*rows) <= caps.workgroup_memory && rows * SHARERS <= caps.invocations;
+        let Some(rows) = [64, 32, 16].into_iter().find(fits) else {
+            return refuse("more workgroup memory: keys and values of this dim do not fit beside 16 rows");
+        };
+        reasons.push(format!("prefill: {rows} rows on matrix units, {SIDE} of them a subgroup"));
+        Ok((Kernel::PrefillMatrix, Tile { rows, keys: MAP_KEYS, threads: rows * SHARERS }))
     }
 }
 

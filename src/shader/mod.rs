@@ -38,6 +38,8 @@ pub enum Kernel {
     Decode,
     /// Few rows, subgroups: teams of lanes hold rows in registers and walk keys of their own.
     DecodeTeams,
+    /// Many rows, matrix units: products of 16 x 16 matrices of f16.
+    PrefillMatrix,
     /// Many rows, small fixed subgroups: rows across lanes.
     PrefillSubgroup,
     /// Few rows, small fixed subgroups: elements across lanes.
@@ -76,8 +78,9 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Prefill,
+        Self::PrefillMatrix,
         Self::Decode,
         Self::DecodeTeams,
         Self::PrefillSubgroup,
@@ -105,6 +108,7 @@ impl Kernel {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
             Self::DecodeTeams => "decode_teams",
+            Self::PrefillMatrix => "prefill_matrix",
             Self::PrefillSubgroup => "prefill_subgroup",
             Self::DecodeSubgroup => "decode_subgroup",
             Self::Combine => "combine",
@@ -139,7 +143,12 @@ impl Kernel {
     pub(crate) const fn attends(self) -> bool {
         matches!(
             self,
-            Self::Prefill | Self::Decode | Self::DecodeTeams | Self::PrefillSubgroup | Self::DecodeSubgroup
+            Self::Prefill
+                | Self::PrefillMatrix
+                | Self::Decode
+                | Self::DecodeTeams
+                | Self::PrefillSubgroup
+                | Self::DecodeSubgroup
         )
     }
 
@@ -156,6 +165,7 @@ impl Kernel {
             Self::Prefill => source!("prefill.wgsl"),
             Self::Decode => source!("decode.wgsl"),
             Self::DecodeTeams => source!("decode_teams.wgsl"),
+            Self::PrefillMatrix => source!("prefill_matrix.wgsl"),
             Self::PrefillSubgroup => source!("prefill_subgroup.wgsl"),
             Self::DecodeSubgroup => source!("decode_subgroup.wgsl"),
             Self::Combine => source!("combine.wgsl"),
@@ -204,6 +214,18 @@ pub enum F16 {
     Integer,
 }
 
+/// What multiplies 16 x 16 matrices for [`Kernel::PrefillMatrix`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum MatrixUnits {
+    /// Nothing: the kernel is not planned.
+    #[default]
+    None,
+    /// The adapter's matrix units: wgpu's `EXPERIMENTAL_COOPERATIVE_MATRIX`.
+    Cooperative,
+    /// Plain arithmetic in f32 on any adapter: slow, it proves the kernel where there are no such units.
+    Emulated,
+}
+
 /// Everything that decides the text of one linked kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Variant {
@@ -217,6 +239,8 @@ pub struct Variant {
     pub f16: F16,
     /// Whether [`Kernel::Decode`] reduces by subgroup shuffles.
     pub shuffle: bool,
+    /// What multiplies matrices.
+    pub matrix_units: MatrixUnits,
     /// Whether reads of K and V are counted.
     pub counted: bool,
     /// Whether queries may share a buffer with outputs.
@@ -276,8 +300,11 @@ impl Linked {
 /// Links `variant` for `compiler`.
 pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
     let mut text = String::new();
-    if variant.native_f16_out() {
+    if variant.native_f16_out() || variant.uses_matrix_units() {
         text.push_str("enable f16;\n");
+    }
+    if variant.uses_matrix_units() {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
     }
     if compiler == Compiler::Tint && variant.uses_subgroups() {
         text.push_str("enable subgroups;\n");

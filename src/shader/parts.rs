@@ -1,6 +1,6 @@
 //! What a kernel is linked from: one implementation of each part contract, and the bindings that follow.
 
-use super::{F16, Kernel, Source, Variant, source};
+use super::{F16, Kernel, MatrixUnits, Source, Variant, source};
 use crate::spec::{Dtype, Mask};
 
 /// How a kernel uses a binding.
@@ -21,8 +21,13 @@ impl Variant {
             Kernel::PrefillSubgroup | Kernel::DecodeSubgroup | Kernel::DecodeTeams => true,
             Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => true,
             Kernel::Decode => self.shuffle,
-            _ => false,
+            _ => self.uses_matrix_units(),
         }
+    }
+
+    /// Whether the text needs the cooperative-matrix feature, and 16-bit floats with it.
+    pub fn uses_matrix_units(&self) -> bool {
+        self.kernel == Kernel::PrefillMatrix && self.matrix_units == MatrixUnits::Cooperative
     }
 
     /// Numbers of its bindings, ascending, and how it uses them.
@@ -229,6 +234,13 @@ impl Variant {
             Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
             Kernel::PrefillSubgroup => parts.push(self.broadcast_part()),
             Kernel::Prefill => parts.push(source!("parts/staged.wgsl")),
+            Kernel::PrefillMatrix => {
+                parts.push(source!("parts/halves.wgsl"));
+                parts.push(match self.uses_matrix_units() {
+                    true => source!("parts/matrix_cooperative.wgsl"),
+                    false => source!("parts/matrix_lanes.wgsl"),
+                });
+            }
             _ => {}
         }
         self.output_parts(parts);
@@ -237,7 +249,9 @@ impl Variant {
     /// Four elements of a key or value, from what the cache stores.
     fn cache_parts(&self, parts: &mut Vec<Source>) {
         let (k, v) = (self.spec.k_dtype(), self.spec.v_dtype());
+        let is_half = self.uses_matrix_units();
         parts.extend(match k {
+            Dtype::F16 if is_half => [source!("parts/keys.wgsl"), source!("parts/k_half.wgsl")],
             Dtype::F32 => [source!("parts/keys.wgsl"), source!("parts/k_f32.wgsl")],
             Dtype::F16 => [source!("parts/keys.wgsl"), source!("parts/k_f16.wgsl")],
             Dtype::Bf16 => [source!("parts/keys.wgsl"), source!("parts/k_bf16.wgsl")],
@@ -248,6 +262,9 @@ impl Variant {
             parts.push(source!("parts/values_in_keys.wgsl"));
         } else {
             match v {
+                Dtype::F16 if is_half => {
+                    parts.extend([source!("parts/values.wgsl"), source!("parts/v_half.wgsl")]);
+                }
                 Dtype::F32 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_f32.wgsl")]),
                 Dtype::F16 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_f16.wgsl")]),
                 Dtype::Bf16 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_bf16.wgsl")]),

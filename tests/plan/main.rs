@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gqa::params::{MAP_KEYS, MAP_TILES, NO_LIST, WHOLE};
 use gqa::plan::{Shared, Span, StepInput, StepSequence, Traffic, WorkLists};
-use gqa::shader::{Kernel, Variant, team_lanes};
+use gqa::shader::{Kernel, MatrixUnits, Variant, team_lanes};
 use gqa::{AttentionSpec, Caps, Class, Dtype, Family, Mask, Options, Plan};
 use proptest::prelude::*;
 use walk::Walk;
@@ -335,5 +335,31 @@ fn teams_are_as_large_as_registers_ask_and_no_larger_than_subgroups() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn matrix_units_are_for_what_they_multiply() {
+    let builder = || AttentionSpec::builder(8, 2, 128).q_dtype(Dtype::F16).kv_dtype(Dtype::F16);
+    let [_, _, _, gpu] = caps();
+    let gpu = Caps { f16: true, cooperative_matrix: true, ..gpu };
+    let plan = |builder: gqa::SpecBuilder, caps: &Caps| {
+        let options = Options { matrix_units: MatrixUnits::Cooperative, ..Options::default() };
+        Plan::new(&builder.build().unwrap(), caps, &options).map(|plan| plan.prefill().clone())
+    };
+    let Variant { kernel, tile, .. } = plan(builder(), &gpu).unwrap();
+    assert_eq!((kernel, tile.rows, tile.threads), (Kernel::PrefillMatrix, 64, 256));
+    let small = Caps { workgroup_memory: 24 << 10, ..gpu.clone() };
+    assert_eq!(plan(builder().kv_dtype(Dtype::Fp8), &small).unwrap().tile.rows, 16);
+    let refused = [
+        (builder().q_dtype(Dtype::F32), &gpu, "queries must be f16"),
+        (builder().v_dtype(Dtype::Q8), &gpu, "keys and values f16 or fp8"),
+        (AttentionSpec::builder(8, 2, 144).q_dtype(Dtype::F16).kv_dtype(Dtype::F16), &gpu, "at most 128"),
+        (builder(), &Caps { cooperative_matrix: false, ..gpu.clone() }, "EXPERIMENTAL_COOPERATIVE_MATRIX"),
+        (builder(), &Caps { workgroup_memory: 16 << 10, ..gpu.clone() }, "more workgroup memory"),
+    ];
+    for (builder, caps, needle) in refused {
+        let message = plan(builder, caps).unwrap_err().to_string();
+        assert!(message.contains("options.matrix_units") && message.contains(needle), "{message}");
     }
 }
