@@ -44,9 +44,9 @@ var<workgroup> grew: u32;
 const KEY_ROUNDS: u32 = (KEYS * K_SIDES * SIDE4 + THREADS - 1u) / THREADS;
 const VALUE_ROUNDS: u32 = (KEYS4 * V_SIDES * SIDE4 + THREADS - 1u) / THREADS;
 
-// Where the keys of a tile lie; those beyond the item are its last one, which `logit` hides.
+// Where the keys of a tile lie; those beyond the item are its last one, which `logit` hides. An item without keys has no pages.
 fn find_rows(item: WorkItem, kv_head: u32, tile: u32, thread: u32) {
-    if thread < KEYS {
+    if thread < KEYS && item.key_begin < item.key_end {
         cache_rows[thread] = kv_row(item.pages, kv_head, item.origin + min(tile + thread, item.key_end - 1u));
     }
 }

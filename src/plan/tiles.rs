@@ -278,10 +278,12 @@ impl Picker<'_> {
         if spec.head_dim().max(spec.v_head_dim()) > 128 {
             return refuse("dims must be at most 128: queries and outputs of more leave the registers");
         }
-        if units == MatrixUnits::Cooperative
-            && !(caps.cooperative_matrix && caps.f16 && caps.subgroup.is_some())
-        {
-            return refuse("the device must have EXPERIMENTAL_COOPERATIVE_MATRIX, SHADER_F16 and SUBGROUP");
+        // Larger subgroups would be fewer than blocks of `SIDE` rows.
+        let has_teams = caps.subgroup.is_some_and(|(_, most)| most <= SIDE * SHARERS);
+        if units == MatrixUnits::Cooperative && !(caps.cooperative_matrix && caps.f16 && has_teams) {
+            return refuse(
+                "the device must have EXPERIMENTAL_COOPERATIVE_MATRIX, SHADER_F16 and subgroups of at most 64",
+            );
         }
         // As in prefill_matrix.wgsl: staged, weights, logits, cache_rows, grew; emulated: shares.
         let is_emulated = units == MatrixUnits::Emulated;

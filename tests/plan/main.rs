@@ -356,6 +356,7 @@ fn matrix_units_are_for_what_they_multiply() {
         (builder().v_dtype(Dtype::Q8), &gpu, "keys and values f16 or fp8"),
         (AttentionSpec::builder(8, 2, 144).q_dtype(Dtype::F16).kv_dtype(Dtype::F16), &gpu, "at most 128"),
         (builder(), &Caps { cooperative_matrix: false, ..gpu.clone() }, "EXPERIMENTAL_COOPERATIVE_MATRIX"),
+        (builder(), &Caps { subgroup: Some((64, 128)), ..gpu.clone() }, "subgroups of at most 64"),
         (builder(), &Caps { workgroup_memory: 16 << 10, ..gpu.clone() }, "more workgroup memory"),
     ];
     for (builder, caps, needle) in refused {
