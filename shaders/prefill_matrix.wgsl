@@ -17,10 +17,11 @@ const BLOCKS: u32 = ROWS / SIDE;
 const K_SIDES: u32 = (K4 + SIDE4 - 1u) / SIDE4;
 const V_SIDES: u32 = (V4 + SIDE4 - 1u) / SIDE4;
 const KEYS4: u32 = KEYS / 4u;
-// Pitches in groups of four, padded so that rows start in different banks; logits are read as they lie, and all has to fit 32 KiB.
+// Pitches in groups of four, padded so that rows start in different banks, and even: a matrix must lie at multiples of 16 bytes. Logits are
+// read as they lie, and all has to fit 32 KiB.
 const KEYS_PITCH: u32 = K_SIDES * SIDE4 + 2u;
 const VALUES_PITCH: u32 = KEYS4 + 2u;
-const QUERIES_PITCH: u32 = K_SIDES * SIDE4 + 1u;
+const QUERIES_PITCH: u32 = K_SIDES * SIDE4 + 2u;
 const WEIGHTS_PITCH: u32 = KEYS4 + 2u;
 const LOGITS_PITCH: u32 = KEYS4;
 // Where values begin behind keys.
@@ -178,8 +179,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
             for (var e = 0u; e < 4u; e++) {
                 p[e] = weight(mine[i][e], m);
             }
-            d += p.x + p.y + p.z + p.w;
-            weights[slot * WEIGHTS_PITCH + share * SHARE4 + i] = halves(p);
+            let half = halves(p);
+            weights[slot * WEIGHTS_PITCH + share * SHARE4 + i] = half;
+            // As they are multiplied: what rounding takes from the outputs it takes from their sum.
+            d += dot(vec4<f32>(half), vec4(1.0));
         }
         // The barrier in it: the weights are there, and all know whether outputs shrink.
         if workgroupUniformLoad(&grew) == 1u {

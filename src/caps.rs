@@ -55,7 +55,7 @@ pub struct Caps {
     /// Whether shaders may use matrix units. Which sizes they have is nothing that a device tells: see [`Options::matrix_units`](crate::Options::matrix_units).
     pub cooperative_matrix: bool,
     /// Iterations of all its loops together after which those of an invocation end, done or not, where a driver counts them: lavapipe
-    /// and llvmpipe of Mesa before 25 do, up to 65,535, and report nothing.
+    /// and llvmpipe of Mesa 22.3 do, at 65,535, and report nothing; those before 25 are treated alike.
     pub loop_iterations: Option<u32>,
     /// What kind of device it is.
     pub class: Class,

@@ -1,5 +1,5 @@
 //! Prefill by products of matrices: the kernel as it is, its products in plain arithmetic, against the f64 reference. What is left to
-//! adapters with matrix units are six lines of `shaders/parts/matrix_cooperative.wgsl`.
+//! adapters with matrix units: `shaders/parts/matrix_cooperative.wgsl`, halves as they lie in the cache, rounding.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -14,13 +14,13 @@ fn spec(q_heads: u32, kv_heads: u32, head_dim: u32) -> SpecBuilder {
     AttentionSpec::builder(q_heads, kv_heads, head_dim).q_dtype(Dtype::F16).kv_dtype(Dtype::F16).causal(true)
 }
 
-/// Few and small: Mesa takes some ten seconds to compile each.
+/// Few and small: Mesa takes some ten seconds to compile each. Teams of 32, 16, 64, 16 lanes; 64, 32, 64, 16 rows where there are 32 KiB.
 fn specs() -> Vec<AttentionSpec> {
     let all = [
         spec(7, 1, 16).v_head_dim(20).window(9, 2).softcap(20.0).sinks(true),
         spec(71, 1, 33).v_head_dim(8).kv_dtype(Dtype::Fp8).rope(Rope::new(32)).qk_norm(1e-6),
-        spec(4, 2, 20).v_head_dim(5).mask(Mask::Add).alibi(&alibi_slopes(4)),
-        spec(16, 2, 16).v_in_k(12).causal(false),
+        spec(6, 2, 20).v_head_dim(5).mask(Mask::Add).alibi(&alibi_slopes(6)),
+        spec(16, 2, 80).v_in_k(72).causal(false),
     ];
     all.into_iter().map(|builder| builder.build().unwrap()).collect()
 }

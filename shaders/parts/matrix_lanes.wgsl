@@ -1,9 +1,9 @@
 // The same products in plain arithmetic, where an adapter has no matrix units: slow, and there to prove the kernel right.
-// A team is 64 invocations. Lane l has row l % 16 of the left matrix and, of that row of the sums, columns l / 16 * 4 and the next 3.
+// Lane l has row l % 16 of the left matrix and, of that row of the sums, groups of four columns from l / 16 * FOURS on.
 
 alias Half = f32;
 alias Left = array<vec4<f32>, 4>;
-alias Sums = vec4<f32>;
+alias Sums = array<vec4<f32>, FOURS>;
 
 // Not rounded: what differs from the reference is the kernel's fault.
 fn halves(x: vec4<f32>) -> vec4<f32> {
@@ -55,11 +55,13 @@ struct Team {
     four: u32,
 }
 
-const TEAM_LANES: u32 = SIDE * SIDE4;
+// Subgroups have 16 to 64: groups differ in it, so that checks see teams that share rows, and such that do not.
+const TEAM_LANES: u32 = 64u >> (GROUP % 3u);
+const FOURS: u32 = SIDE * SIDE4 / TEAM_LANES;
 
 fn team_of(invocation: Invocation) -> Team {
     let lane = invocation.thread % TEAM_LANES;
-    return Team(invocation.thread / TEAM_LANES, THREADS / TEAM_LANES, lane % SIDE, lane / SIDE);
+    return Team(invocation.thread / TEAM_LANES, THREADS / TEAM_LANES, lane % SIDE, lane / SIDE * FOURS);
 }
 
 fn load_queries(at: u32, team: Team) -> Left {
@@ -81,21 +83,31 @@ fn load_values(at: u32) -> Right {
 }
 
 fn load_sums(at: u32, team: Team) -> Sums {
-    return logits[at + team.row * LOGITS_PITCH + team.four];
+    var sums: Sums;
+    for (var i = 0u; i < FOURS; i++) {
+        sums[i] = logits[at + team.row * LOGITS_PITCH + team.four + i];
+    }
+    return sums;
 }
 
 fn store_sums(at: u32, sums: Sums, team: Team) {
-    logits[at + team.row * LOGITS_PITCH + team.four] = sums;
+    var all = sums;
+    for (var i = 0u; i < FOURS; i++) {
+        logits[at + team.row * LOGITS_PITCH + team.four + i] = all[i];
+    }
 }
 
 fn product(left: Left, right: Right, sums: Sums, team: Team) -> Sums {
     var all = sums;
+    var row = left;
     // Four, in a form that compilers do not unroll: lavapipe took half a minute to compile what comes of it.
     let fours = min(work.params.items + 3u, SIDE4);
-    for (var i = 0u; i < fours; i++) {
-        let column = team.four * 4u + i;
-        for (var c = 0u; c < fours; c++) {
-            all[i] += dot(left[c], staged[right.at + column * right.pitch + c]);
+    for (var i = 0u; i < FOURS; i++) {
+        for (var e = 0u; e < fours; e++) {
+            let column = (team.four + i) * 4u + e;
+            for (var c = 0u; c < fours; c++) {
+                all[i][e] += dot(row[c], staged[right.at + column * right.pitch + c]);
+            }
         }
     }
     return all;

@@ -90,7 +90,7 @@ impl Attention {
         entries.extend_from_slice(bytemuck::cast_slice(&patches));
         let sequences_at = entries.len() as u32;
         room.sequences.iter().for_each(|s| entries.extend_from_slice(bytemuck::cast_slice(&[*s])));
-        let (least_chunk, most_chunk) = self.plan.chunk_bounds();
+        let (least_chunk, most_chunk) = room.chunk;
         let head = LoopHead {
             tiles: room.tiles.len() as u32,
             patches: patches.len() as u32,
@@ -191,6 +191,8 @@ struct Room {
     items: u64,
     /// Chunks that fill the device, over all tiles.
     fill: u32,
+    /// Least and most keys of a chunk.
+    chunk: (u32, u32),
 }
 
 impl Room {
@@ -200,7 +202,7 @@ impl Room {
         // One kernel for all, so that one dispatch takes them.
         let (is_decode, tile_rows) = plan.tile_of(most);
         let (mut tiles, mut sequences) = (Vec::new(), Vec::new());
-        let (least_chunk, most_chunk) = plan.chunk_bounds();
+        let chunk = plan.chunk_bounds(input.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0));
         let (mut shortest, mut longest, mut keys) = (0, 0, 0);
         for (nth, (s, new)) in (0..).zip(input.sequences.iter().zip(&input.appends)) {
             let (room, new_len) = (s.kv_len - new.len, new.len);
@@ -209,8 +211,8 @@ impl Room {
             for row_begin in (0..rows).step_by(tile_rows as usize) {
                 let row_end = rows.min(row_begin + tile_rows);
                 tiles.push(LoopTile { sequence: nth, token: s.token, row_begin, row_end, pages: s.pages });
-                shortest += u64::from(s.kv_len.div_ceil(least_chunk).max(1));
-                longest += u64::from(s.kv_len.div_ceil(most_chunk));
+                shortest += u64::from(s.kv_len.div_ceil(chunk.0).max(1));
+                longest += u64::from(s.kv_len.div_ceil(chunk.1).max(1));
                 keys += u64::from(s.kv_len);
             }
         }
@@ -219,9 +221,9 @@ impl Room {
             return Err(Error::field("batch", format!("{keys} keys in all tiles"), needed));
         }
         let fill = (plan.fill() / plan.spec().kv_heads()).max(1);
-        // With chunks as short as may be, or such that the device is filled: one for each tile more than those that fill it.
-        let items = shortest.min(longest + tiles.len() as u64 + u64::from(fill));
-        Ok(Self { tiles, sequences, is_decode, rows: tile_rows.min(most), items, fill })
+        // Chunks that fill the device are one for each tile more than those that fill it, unless they would be too long or too short.
+        let items = shortest.min(longest.max(tiles.len() as u64 + u64::from(fill)));
+        Ok(Self { tiles, sequences, is_decode, rows: tile_rows.min(most), items, fill, chunk })
     }
 }
 

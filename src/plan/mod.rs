@@ -59,8 +59,10 @@ impl Plan {
                 return Err(Error::field(field, 0, needed));
             }
         }
-        let caps =
-            &Caps { loop_iterations: options.loop_iterations.or(caps.loop_iterations), ..caps.clone() };
+        let caps = &Caps {
+            loop_iterations: options.loop_iterations.or(caps.loop_iterations).filter(|n| *n < u32::MAX),
+            ..caps.clone()
+        };
         if spec.kv_heads() > caps.workgroups {
             return Err(Error::Limit {
                 what: "a dispatch over all KV heads".to_owned(),
@@ -176,10 +178,14 @@ impl Plan {
         lists.fill(self, input);
         lists
     }
-    /// Least and most keys of a chunk: the same where they do not follow from the batch.
-    pub(crate) fn chunk_bounds(&self) -> (u32, u32) {
+    /// Least and most keys of a chunk where no walk has more than `keys`: the same where they do not follow from the batch.
+    pub(crate) fn chunk_bounds(&self, keys: u32) -> (u32, u32) {
         let (least, most) = self.chunk.map_or((work::MIN_CHUNK, u32::MAX), |chunk| (chunk, chunk));
-        (least.min(self.longest_chunk), most.min(self.longest_chunk))
+        // Chunks are merged in loops, too.
+        let merged =
+            self.caps.loop_iterations.map_or(1, |iterations| keys.div_ceil(iterations.div_ceil(8).max(1)));
+        let bound = |chunk: u32| chunk.max(merged).min(self.longest_chunk);
+        (bound(least), bound(most))
     }
     /// What the keys of a chunk are a multiple of: one of 65 takes a kernel that walks 64 as long as one of 128. Not where they are fixed.
     pub(crate) fn chunk_step(&self) -> u32 {

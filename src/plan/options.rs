@@ -53,7 +53,8 @@ pub struct Options {
     /// Keys of a chunk, where it should not follow from the batch.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub chunk: Option<u32>,
-    /// What [`Caps::loop_iterations`](crate::Caps::loop_iterations) is to be, where the driver is one that it is not known of.
+    /// What [`Caps::loop_iterations`](crate::Caps::loop_iterations) is to be, where the driver is one that it is not known of; `u32::MAX` for as many as
+    /// there are.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub loop_iterations: Option<u32>,
     /// Prefill by products of 16 x 16 matrices of f16, added up in f32, for specs whose queries are f16, whose keys and values are f16 or

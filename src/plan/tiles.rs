@@ -83,6 +83,14 @@ impl Tiles {
         // A driver that ends loops is old, and takes up to half a minute to compile the subgroup kernels, whose chunks would be short.
         let ends_loops = caps.loop_iterations.is_some();
         let has_matrices = options.matrix_units != MatrixUnits::None;
+        if has_matrices && options.family == Family::Subgroup {
+            let found = format!("{:?}", options.matrix_units);
+            return Err(Error::field(
+                "options.matrix_units",
+                found,
+                "the portable family, not that of subgroups",
+            ));
+        }
         let suits = |row: &&ClassTiles| match options.family {
             Family::Auto => {
                 row.family == Family::Portable || (lanes.is_some() && !ends_loops && !has_matrices)
@@ -120,6 +128,10 @@ struct Picker<'a> {
 impl Picker<'_> {
     /// Kernels whose workgroup is one subgroup.
     fn subgroup(&self, lanes: u32, reasons: &mut Vec<String>) -> Result<(Choice, Choice), Error> {
+        if self.options.decode_teams == Some(true) {
+            let needed = "they are of the portable family: ask for it, too";
+            return Err(Error::field("options.decode_teams", "true, with the family of subgroups", needed));
+        }
         let widest = self.spec.head_dim().max(self.spec.v_head_dim());
         let across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: 1, threads: lanes });
         let each = match self.options.prefill_rows {
@@ -170,27 +182,31 @@ impl Picker<'_> {
         let fits = |rows: u32| prefill_bytes(rows) <= caps.workgroup_memory && rows * 2 <= caps.invocations;
         // WebGPU's least device has room for 32.
         let prefill_default = if fits(row.prefill_rows) { row.prefill_rows } else { 32 };
-        let rows = match options.prefill_rows {
-            Some(rows) if rows == 0 || !rows.is_multiple_of(4) || rows > MAX_PREFILL_ROWS || !fits(rows) => {
-                let needed = format!(
-                    "it must be a multiple of 4 up to {MAX_PREFILL_ROWS}, and fit {} bytes of workgroup memory and {} invocations, 2 a row",
-                    caps.workgroup_memory, caps.invocations
-                );
-                return Err(Error::field("options.prefill_rows", rows, needed));
-            }
-            Some(rows) => rows,
-            None => {
-                let rows = prefill_default;
-                reasons.push(format!(
+        let prefill = match options.matrix_units {
+            MatrixUnits::None => {
+                let rows = match options.prefill_rows {
+                    Some(rows)
+                        if rows == 0 || !rows.is_multiple_of(4) || rows > MAX_PREFILL_ROWS || !fits(rows) =>
+                    {
+                        let needed = format!(
+                            "it must be a multiple of 4 up to {MAX_PREFILL_ROWS}, and fit {} bytes of workgroup memory and {} invocations, 2 a row",
+                            caps.workgroup_memory, caps.invocations
+                        );
+                        return Err(Error::field("options.prefill_rows", rows, needed));
+                    }
+                    Some(rows) => rows,
+                    None => {
+                        let rows = prefill_default;
+                        reasons.push(format!(
                     "prefill: {rows} rows, of {} that suit the class; there are {} KiB of workgroup memory",
                     row.prefill_rows,
                     caps.workgroup_memory / 1024
                 ));
-                rows
+                        rows
+                    }
+                };
+                (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 })
             }
-        };
-        let prefill = match options.matrix_units {
-            MatrixUnits::None => (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 }),
             units => self.matrices(units, reasons)?,
         };
 
@@ -232,15 +248,12 @@ impl Picker<'_> {
         let subgroup = caps.subgroup.map_or(0, |(least, _)| least);
         let lanes = team_lanes(spec, rows).filter(|lanes| *lanes <= subgroup);
         if options.decode_teams == Some(true) && lanes.is_none() {
-            let needed = format!(
-                "subgroups of at least {} lanes: leave it out",
-                team_lanes(spec, rows).map_or_else(|| "more than 16".to_owned(), |lanes| lanes.to_string())
-            );
-            return Err(Error::field(
-                "options.decode_teams",
-                format!("true, with subgroups of {subgroup}"),
-                needed,
-            ));
+            let needed = match team_lanes(spec, rows) {
+                Some(lanes) => format!("subgroups of at least {lanes} lanes"),
+                None => format!("fewer rows or elements: 16 lanes do not hold {rows} rows of these dims"),
+            };
+            let found = format!("true, with subgroups of {subgroup}");
+            return Err(Error::field("options.decode_teams", found, needed));
         }
         let decode = match lanes.filter(|_| options.decode_teams != Some(false)) {
             Some(lanes) => {
@@ -265,6 +278,10 @@ impl Picker<'_> {
     fn matrices(&self, units: MatrixUnits, reasons: &mut Vec<String>) -> Result<Choice, Error> {
         let Self { spec, caps, .. } = self;
         let refuse = |needed: &str| Err(Error::field("options.matrix_units", format!("{units:?}"), needed));
+        if let Some(rows) = self.options.prefill_rows {
+            let needed = "tiles of matrices are as workgroup memory allows: leave it out";
+            return Err(Error::field("options.prefill_rows", rows, needed));
+        }
         let is_half = |dtype| matches!(dtype, Dtype::F16 | Dtype::Fp8);
         if spec.q_dtype() != Dtype::F16
             || !is_half(spec.k_dtype())
@@ -295,7 +312,7 @@ impl Picker<'_> {
             + if is_emulated { SHARERS * 4 } else { 0 }
             + if spec.qk_norm().is_some() { 4 } else { 0 };
         let tile = MAP_KEYS * (k + 8) + v * (MAP_KEYS + 8);
-        let bytes = |rows: u32| half * tile.max(rows * (k + 4)) + rows * of_row + MAP_KEYS * 4 + 16;
+        let bytes = |rows: u32| half * tile.max(rows * (k + 8)) + rows * of_row + MAP_KEYS * 4 + 16;
         let fits = |rows: &u32| bytes(*rows) <= caps.workgroup_memory && rows * SHARERS <= caps.invocations;
         let Some(rows) = [64, 32, 16].into_iter().find(fits) else {
             return refuse("more workgroup memory: keys and values of this dim do not fit beside 16 rows");

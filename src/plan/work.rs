@@ -294,7 +294,8 @@ fn chunks(keys: Range<u32>, (chunk, step): (u32, u32)) -> impl Iterator<Item = R
 
 /// Keys of a chunk: fixed, or such that the device is just filled, all (tile, KV head) walks shared out evenly.
 fn fair_chunk(plan: &Plan, input: &StepInput) -> u32 {
-    let (least, most) = plan.chunk_bounds();
+    let longest = input.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0);
+    let (least, most) = plan.chunk_bounds(longest);
     if least == most {
         return least;
     }

@@ -179,6 +179,11 @@ fn walks_end_before_the_driver_ends_them() {
     let plan = Plan::new(&spec, &counted, &asked).unwrap();
     let lists = plan.work(&mut step(vec![of(1, 100_000)]));
     assert!(items(&lists).all(|item| item.key_end - item.key_begin <= few));
+    // Chunks are merged in loops, too.
+    let asked = Options { chunk: Some(1), ..Options::default() };
+    let plan = Plan::new(&spec, &counted, &asked).unwrap();
+    let lists = plan.work(&mut step(vec![of(1, 100_000)]));
+    assert!(lists.combine.iter().all(|item| item.count <= 65_535 / 8 + 1), "{:?}", lists.combine);
 }
 
 #[test]
