@@ -20,7 +20,7 @@ fn specs() -> Vec<AttentionSpec> {
         spec(7, 1, 16).v_head_dim(20).window(9, 2).softcap(20.0).sinks(true),
         spec(71, 1, 33).v_head_dim(8).kv_dtype(Dtype::Fp8).rope(Rope::new(32)).qk_norm(1e-6),
         spec(6, 2, 20).v_head_dim(5).mask(Mask::Add).alibi(&alibi_slopes(6)),
-        spec(16, 2, 80).v_in_k(72).causal(false),
+        spec(16, 2, 128).v_in_k(36).causal(false),
     ];
     all.into_iter().map(|builder| builder.build().unwrap()).collect()
 }
