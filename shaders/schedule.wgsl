@@ -10,7 +10,7 @@ struct LoopHead {
     tiles: u32,
     patches: u32,
     sequences: u32,
-    // Least and most keys of a chunk, what its keys are a multiple of, and how many chunks fill the device.
+    // Least and most keys of a chunk, what its keys are a multiple of (a power of two), and how many chunks fill the device.
     least_chunk: u32,
     most_chunk: u32,
     chunk_step: u32,
@@ -96,15 +96,16 @@ fn keys_seen(tile: LoopTile) -> vec2<u32> {
 fn even_chunk(keys: vec2<u32>, chunk: u32) -> u32 {
     let len = max(keys.y - keys.x, 1u);
     let even = ceiling(len, ceiling(len, chunk));
-    return ceiling(even, input.head.chunk_step) * input.head.chunk_step;
+    let mask = input.head.chunk_step - 1u;
+    return (even + mask) & ~mask;
 }
 
-fn chunks_of(keys: vec2<u32>, chunk: u32) -> u32 {
-    return max(ceiling(keys.y - keys.x, even_chunk(keys, chunk)), 1u);
+fn chunks_of(keys: vec2<u32>, even: u32) -> u32 {
+    return max(ceiling(keys.y - keys.x, even), 1u);
 }
 
 fn ceiling(x: u32, y: u32) -> u32 {
-    return x / y + min(x % y, 1u);
+    return (x + y - 1u) / y;
 }
 
 fn is_merged(chunks: u32) -> bool {
@@ -135,7 +136,8 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     var count = vec3(0u);
     for (var t = first; t < last; t++) {
         let tile = tile_at(t);
-        let chunks = chunks_of(keys_seen(tile), chunk);
+        let seen = keys_seen(tile);
+        let chunks = chunks_of(seen, even_chunk(seen, chunk));
         count.x += chunks;
         if is_merged(chunks) {
             count += vec3(0u, chunks * KV_HEADS * (tile.row_end - tile.row_begin), 1u);
@@ -169,9 +171,9 @@ fn main(@builtin(local_invocation_index) thread: u32) {
 fn write_tile(tile: LoopTile, chunk: u32, at: vec3<u32>) -> vec3<u32> {
     let head = input.head;
     let seen = keys_seen(tile);
-    let chunks = chunks_of(seen, chunk);
-    let rows = tile.row_end - tile.row_begin;
     let even = even_chunk(seen, chunk);
+    let chunks = chunks_of(seen, even);
+    let rows = tile.row_end - tile.row_begin;
     let merged = is_merged(chunks);
     for (var i = 0u; i < chunks; i++) {
         let state = at.y + i * KV_HEADS * rows - tile.row_begin;

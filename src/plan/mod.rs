@@ -184,7 +184,8 @@ impl Plan {
         // Chunks are merged in loops, too.
         let merged =
             self.caps.loop_iterations.map_or(1, |iterations| keys.div_ceil(iterations.div_ceil(8).max(1)));
-        let bound = |chunk: u32| chunk.max(merged).min(self.longest_chunk);
+        // The GPU adds keys to it in 32 bits.
+        let bound = |chunk: u32| chunk.max(merged).min(self.longest_chunk).min(1 << 31);
         (bound(least), bound(most))
     }
     /// What the keys of a chunk are a multiple of: one of 65 takes a kernel that walks 64 as long as one of 128. Not where they are fixed.
