@@ -3,7 +3,7 @@
 // has a run of its own (STEPS, 1).
 //
 // Bindings: 0 the buffer, 1 a sum per workgroup, so that it must be computed.
-// Prelude: Element (what one load brings), `fold` (its sum), THREADS, STEPS (elements per invocation, a multiple of 4),
+// Prelude: Element (what one load brings), `fold` (its sum), `place` (of a thread among its neighbours), THREADS, STEPS (elements per invocation, a multiple of 4),
 // LANE, STRIDE.
 
 @group(0) @binding(0) var<storage, read> source: array<Element>;
@@ -11,7 +11,7 @@
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let first = workgroup.x * THREADS * STEPS + thread * LANE;
+    let first = workgroup.x * THREADS * STEPS + place(thread) * LANE;
     var a = Element();
     var b = Element();
     var c = Element();

@@ -1,16 +1,40 @@
 // Decode, few rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
-// A workgroup is one subgroup. It walks the keys of one item, LANES at a time, for all rows of the tile. A lane holds every
-// LANES-th group of four elements of q and o of all rows, loads its part of each key once and uses it for all rows.
+// A workgroup is one subgroup. It walks the keys of one item, LANES at a time, for all rows of the tile. A lane holds its share of
+// q and o of all rows (`k_four`, `v_four` say which), loads its share of each key once, in units, and uses it for all rows.
+// KEYS keys make a step, so that outputs are loaded and stored once for all of them where registers run out.
 // Lane j keeps the logit of the block's key j, so that maximum, exponential and sum cost one vector operation for LANES keys.
 // No workgroup memory, so no barrier (but for the norms, once): on software adapters a barrier costs more than it shares.
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
-// Prelude: LANES, ROWS, K4 = ceil(HEAD_DIM / 4), V4.
+// Prelude: LANES, ROWS, KEYS (1 or 2), K4 = ceil(HEAD_DIM / 4), V4; K_FOURS and V_FOURS (fours of a unit), with the functions that load.
 
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
+
+// Of KEYS keys and values: what a lane has of them.
+alias KShare = array<vec4<f32>, KEYS * K_PART>;
+alias VShare = array<vec4<f32>, KEYS * V_PART>;
+
+// By shuffles where Mesa's `subgroupAdd` and `subgroupMax` go from lane to lane; SwiftShader, of 4 lanes, is better at its own.
+fn lanes_add(x: f32) -> f32 {
+    if LANES == 4u {
+        return subgroupAdd(x);
+    }
+    var sum = x + subgroupShuffleXor(x, 1u);
+    sum += subgroupShuffleXor(sum, 2u);
+    return sum + subgroupShuffleXor(sum, 4u);
+}
+
+fn lanes_max(x: f32) -> f32 {
+    if LANES == 4u {
+        return subgroupMax(x);
+    }
+    var top = max(x, subgroupShuffleXor(x, 1u));
+    top = max(top, subgroupShuffleXor(top, 2u));
+    return max(top, subgroupShuffleXor(top, 4u));
+}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -33,7 +57,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         m[r] = HIDDEN;
         d[r] = 0.0;
         for (var i = 0u; i < K_PART; i++) {
-            q[r * K_PART + i] = query_four(item, kv_head, item.row_begin + r, i * LANES + lane);
+            q[r * K_PART + i] = query_four(item, kv_head, item.row_begin + r, k_four(lane, i));
         }
         for (var i = 0u; i < V_PART; i++) {
             o[r * V_PART + i] = vec4(0.0);
@@ -41,70 +65,89 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     }
 
     var count = 0u;
+    var cache_row = 0u;
+    var run = 0u;
     for (var block = item.key_begin; block < item.key_end; block += count) {
+        // The page table is read once a page.
+        if run == 0u {
+            cache_row = kv_row(item.pages, kv_head, item.origin + block);
+            run = kv_run(item.origin + block);
+        }
         // A block lies in one page, and in one tile of the map.
-        let slot = item.origin + block;
-        count = min(min(LANES, item.key_end - block), kv_run(slot));
+        count = min(min(LANES, item.key_end - block), run);
         if MAPPED {
             count = min(count, MAP_KEYS - (block - item.key_begin) % MAP_KEYS);
         }
+        let first = cache_row;
+        cache_row += count;
+        run -= count;
         let kind = tile_kind(item, kv_head, block);
         if kind == SKIP {
             continue;
         }
-        let cache_row = kv_row(item.pages, kv_head, slot);
         // Lane j keeps the logit of key block + j.
         var s: array<f32, ROWS>;
-        for (var j = 0u; j < count; j++) {
-            var k: array<vec4<f32>, K_PART>;
-            for (var i = 0u; i < K_PART; i++) {
-                if K4 % LANES == 0u || i * LANES + lane < K4 {
-                    k[i] = load_k(cache_row + j, i * LANES + lane);
+        for (var j = 0u; j < count; j += KEYS) {
+            var k: KShare;
+            for (var u = 0u; u < KEYS; u++) {
+                if u == 0u || j + u < count {
+                    for (var i = 0u; i < K_PART; i += K_FOURS) {
+                        load_k_unit(&k, u * K_PART + i, first + j + u, lane, i);
+                    }
                 }
             }
             for (var r = 0u; r < ROWS; r++) {
-                var part = vec4(0.0);
-                for (var i = 0u; i < K_PART; i++) {
-                    part += q[r * K_PART + i] * k[i];
+                for (var u = 0u; u < KEYS; u++) {
+                    var part = vec4(0.0);
+                    for (var i = 0u; i < K_PART; i++) {
+                        part += q[r * K_PART + i] * k[u * K_PART + i];
+                    }
+                    let sum = lanes_add(part.x + part.y + part.z + part.w);
+                    s[r] = select(s[r], sum, lane == j + u);
                 }
-                let sum = subgroupAdd(part.x + part.y + part.z + part.w);
-                s[r] = select(s[r], sum, lane == j);
             }
         }
         for (var r = 0u; r < ROWS; r++) {
             // Lanes beyond the block hold none of its keys.
             s[r] = select(HIDDEN, logit(s[r], rows[r], block + lane, kind), lane < count);
-            let top = max(m[r], subgroupMax(s[r]));
-            let shrink = exp2(m[r] - top);
-            m[r] = top;
-            s[r] = weight(s[r], top);
-            d[r] = d[r] * shrink + s[r];
-            for (var i = 0u; i < V_PART; i++) {
-                o[r * V_PART + i] *= shrink;
+            let top = lanes_max(s[r]);
+            if top > m[r] {
+                let shrink = exp2(m[r] - top);
+                m[r] = top;
+                d[r] *= shrink;
+                for (var i = 0u; i < V_PART; i++) {
+                    o[r * V_PART + i] *= shrink;
+                }
             }
+            s[r] = weight(s[r], m[r]);
+            d[r] += s[r];
         }
-        for (var j = 0u; j < count; j++) {
-            var v: array<vec4<f32>, V_PART>;
-            for (var i = 0u; i < V_PART; i++) {
-                if V4 % LANES == 0u || i * LANES + lane < V4 {
-                    v[i] = load_v(cache_row + j, i * LANES + lane);
+        for (var j = 0u; j < count; j += KEYS) {
+            var v: VShare;
+            for (var u = 0u; u < KEYS; u++) {
+                if u == 0u || j + u < count {
+                    for (var i = 0u; i < V_PART; i += V_FOURS) {
+                        load_v_unit(&v, u * V_PART + i, first + j + u, lane, i);
+                    }
                 }
             }
             for (var r = 0u; r < ROWS; r++) {
-                let p = subgroupShuffle(s[r], j);
-                for (var i = 0u; i < V_PART; i++) {
-                    o[r * V_PART + i] += p * v[i];
+                for (var u = 0u; u < KEYS; u++) {
+                    let p = subgroupShuffle(s[r], j + u);
+                    for (var i = 0u; i < V_PART; i++) {
+                        o[r * V_PART + i] += p * v[u * V_PART + i];
+                    }
                 }
             }
         }
     }
     for (var r = 0u; r < ROWS; r++) {
-        d[r] = subgroupAdd(d[r]);
+        d[r] = lanes_add(d[r]);
     }
 
     for (var r = 0u; r < ROWS; r++) {
         for (var i = 0u; i < V_PART; i++) {
-            emit(item, kv_head, item.row_begin + r, i * LANES + lane, o[r * V_PART + i], vec2(m[r], d[r]));
+            emit(item, kv_head, item.row_begin + r, v_four(lane, i), o[r * V_PART + i], vec2(m[r], d[r]));
         }
         if lane == 0u {
             emit_sums(item, kv_head, item.row_begin + r, vec2(m[r], d[r]));

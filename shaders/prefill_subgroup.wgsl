@@ -1,18 +1,22 @@
 // Prefill, many rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
-// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load a key together, each every LANES-th
-// group of four, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier (but for the norms, once).
+// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load a key together, a unit
+// each, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier (but for the norms, once).
 // The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
-// Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
+// Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4; K_FOURS and V_FOURS (fours of a unit), with the functions that load.
 
 const ROWS_EACH: u32 = ROWS / LANES;
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
+
+// A unit of a key or value.
+alias KShare = array<vec4<f32>, K_FOURS>;
+alias VShare = array<vec4<f32>, V_FOURS>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -61,15 +65,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             run = kv_run(item.origin + key);
         }
         var sum: array<vec4<f32>, ROWS_EACH>;
-        for (var i = 0u; i < K_PART; i++) {
-            var part = vec4(0.0);
-            if K4 % LANES == 0u || i * LANES + lane < K4 {
-                part = load_k(cache_row, i * LANES + lane);
-            }
-            let k = broadcast(part);
-            for (var j = 0u; j < LANES; j++) {
-                for (var r = 0u; r < ROWS_EACH; r++) {
-                    sum[r] += q[r * K_WIDE + i * LANES + j] * k[j];
+        for (var i = 0u; i < K_PART; i += K_FOURS) {
+            var unit: KShare;
+            load_k_unit(&unit, 0u, cache_row, lane, i);
+            for (var c = 0u; c < K_FOURS; c++) {
+                let k = broadcast(unit[c]);
+                for (var j = 0u; j < LANES; j++) {
+                    for (var r = 0u; r < ROWS_EACH; r++) {
+                        sum[r] += q[r * K_WIDE + k_four(j, i + c)] * k[j];
+                    }
                 }
             }
         }
@@ -87,15 +91,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             p[r] = weight(s, m[r]);
             d[r] += p[r];
         }
-        for (var i = 0u; i < V_PART; i++) {
-            var part = vec4(0.0);
-            if V4 % LANES == 0u || i * LANES + lane < V4 {
-                part = load_v(cache_row, i * LANES + lane);
-            }
-            let v = broadcast(part);
-            for (var j = 0u; j < LANES; j++) {
-                for (var r = 0u; r < ROWS_EACH; r++) {
-                    o[r * V_WIDE + i * LANES + j] += p[r] * v[j];
+        for (var i = 0u; i < V_PART; i += V_FOURS) {
+            var unit: VShare;
+            load_v_unit(&unit, 0u, cache_row, lane, i);
+            for (var c = 0u; c < V_FOURS; c++) {
+                let v = broadcast(unit[c]);
+                for (var j = 0u; j < LANES; j++) {
+                    for (var r = 0u; r < ROWS_EACH; r++) {
+                        o[r * V_WIDE + v_four(j, i + c)] += p[r] * v[j];
+                    }
                 }
             }
         }

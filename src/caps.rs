@@ -52,6 +52,8 @@ pub struct Caps {
     pub f16: bool,
     /// Whether `unpack2x16float` exists (lavapipe ties it to the f16 feature).
     pub unpack_f16: bool,
+    /// Whether shaders may use 64-bit integers.
+    pub int64: bool,
     /// Whether shaders may use matrix units. Which sizes they have is nothing that a device tells: see [`Options::matrix_units`](crate::Options::matrix_units).
     pub cooperative_matrix: bool,
     /// Iterations of all its loops together after which those of an invocation end, done or not, where a driver counts them: lavapipe
@@ -74,6 +76,7 @@ impl Caps {
             subgroup: None,
             f16: false,
             unpack_f16: false,
+            int64: false,
             cooperative_matrix: false,
             loop_iterations: None,
             class: Class::Discrete,

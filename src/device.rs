@@ -7,7 +7,8 @@ use crate::caps::{Caps, Class};
 use crate::error::Error;
 
 /// Optional features that kernels use where a device has them.
-pub const WANTED_FEATURES: wgpu::Features = wgpu::Features::SHADER_F16.union(wgpu::Features::SUBGROUP);
+pub const WANTED_FEATURES: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::SUBGROUP).union(wgpu::Features::SHADER_INT64);
 
 impl Caps {
     /// What `device` can do: its limits and features as granted, not what its adapter might have.
@@ -31,6 +32,7 @@ impl Caps {
             f16,
             // Only lavapipe lacks the conversion, and it has it with the feature.
             unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && class == Class::Software),
+            int64: features.contains(wgpu::Features::SHADER_INT64),
             cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
             loop_iterations: loop_iterations(&info),
             class,

@@ -55,6 +55,28 @@ fn without_any_optional_feature() {
     }
 }
 
+/// Lanes load units of 32-bit words where an adapter, or its owner, has no 64-bit integers; of each width, whole and in part.
+#[test]
+fn without_64_bit_integers() {
+    for adapter in adapters() {
+        let mut descriptor = gqa::device_descriptor(&adapter);
+        descriptor.required_features.remove(wgpu::Features::SHADER_INT64);
+        let gpu = Gpu::open_with(&adapter, &descriptor).unwrap();
+        assert!(!gpu.caps.int64);
+        let dims = [(128, 64), (72, 40), (112, 33)];
+        for (dtype, (head_dim, v_head_dim)) in Dtype::ALL.into_iter().zip(dims.into_iter().cycle()) {
+            let spec = AttentionSpec::builder(8, 2, head_dim).v_head_dim(v_head_dim).kv_dtype(dtype);
+            let spec = spec.build().unwrap();
+            let mut runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
+            for (q_len, kv_len) in [(1, 75), (5, 70)] {
+                let problem = problem(&spec, q_len, kv_len);
+                let result = runner.run(&problem).and_then(|output| check(&problem, &output));
+                assert_eq!(result, Ok(()), "{}, {spec:?}", gpu.name());
+            }
+        }
+    }
+}
+
 /// The point of GQA: a K/V element is read once for all query heads of its group.
 #[test]
 fn decode_fetches_each_key_once_per_group() {

@@ -23,6 +23,7 @@ fn adapters() -> Vec<Caps> {
         Caps { unpack_f16: true, ..minimal.clone() },
         Caps { subgroup: Some((16, 32)), f16: true, cooperative_matrix: true, ..gpu.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, ..software.clone() },
+        Caps { subgroup: Some((8, 8)), f16: true, int64: true, ..software.clone() },
         Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software },
         minimal,
         gpu,
@@ -142,6 +143,7 @@ fn validate(text: &str, variant: &Variant) -> (naga::Module, ModuleInfo) {
     let mut capabilities =
         Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::COOPERATIVE_MATRIX, variant.uses_matrix_units());
+    capabilities.set(Capabilities::SHADER_INT64, variant.uses_int64());
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())

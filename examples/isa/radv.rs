@@ -210,6 +210,7 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<Caps> 
         subgroup: Some((sizes.min_subgroup_size, sizes.max_subgroup_size)),
         f16: true,
         unpack_f16: true,
+        int64: false,
         cooperative_matrix: has_matrices(instance, physical)?,
         loop_iterations: None,
         class: Class::Discrete,

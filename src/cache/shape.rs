@@ -111,10 +111,10 @@ impl Kind {
         self.rows().map(|row| (rows * u64::from(row.words)) as u32)
     }
 
-    /// Bytes of a shard's keys and values.
+    /// Bytes of a shard's buffers of keys and values.
     pub(crate) fn shard_bytes(&self, shard: u32) -> [u64; 2] {
         let rows = u64::from(self.pages_of(shard)) * self.rows_per_page();
-        self.rows().map(|row| rows * u64::from(row.bytes()))
+        self.rows().map(|row| buffer_bytes(row, rows.saturating_mul(u64::from(row.bytes()))))
     }
 
     /// The parts of a page of keys (0) or values (1) in its shard's buffer, one for each KV head, as offset and size in bytes: of its
@@ -179,6 +179,11 @@ pub(crate) fn kinds_of(
     Ok((kinds, of_layers))
 }
 
+/// Bytes of a buffer for `bytes` of rows: kernels may read headers as parts of units of 16 bytes, so the last unit is whole.
+fn buffer_bytes(row: RowLayout, bytes: u64) -> u64 {
+    if row.headers > 0 { bytes.next_multiple_of(16) } else { bytes }
+}
+
 /// Slots of a page at most: more is a contiguous cache.
 const MAX_PAGE: u32 = 1 << 16;
 
@@ -191,9 +196,14 @@ pub(crate) fn kind(
 ) -> Result<Kind, Error> {
     let pool = PoolShape { page, pages, pages_per_shard: pages, window };
     let kind = Kind { entry, window, pool };
-    let most = kind.rows().map(|row| u64::from(row.bytes())).into_iter().max().unwrap_or(0);
-    let bytes = u128::from(kind.rows_per_page()) * u128::from(most);
-    let needed = u64::try_from(bytes).unwrap_or(u64::MAX);
+    let bytes_of = |row: RowLayout| {
+        let bytes = u128::from(kind.rows_per_page()) * u128::from(row.bytes());
+        u64::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes < u64::MAX / 2)
+            .map_or(u64::MAX, |bytes| buffer_bytes(row, bytes))
+    };
+    let needed = kind.rows().into_iter().map(bytes_of).max().unwrap_or(0);
     let limits = [
         ("max_storage_buffer_binding_size", caps.binding_size),
         ("max_buffer_size", caps.buffer_size),

@@ -98,6 +98,7 @@ impl Plan {
             tile,
             f16,
             shuffle: shuffle && kernel == Kernel::Decode,
+            int64: caps.int64 && caps.fixed_subgroup() == Some(8),
             matrix_units: options.matrix_units,
             counted: options.count_fetches,
             pooled: options.pooled,

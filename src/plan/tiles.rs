@@ -33,7 +33,7 @@ pub const TABLE: [ClassTiles; 5] = [
         "the same tiles on a tenth of the cores; each chunk's state crosses the memory that it shares"),
     row(Class::Apple,      Family::Portable, [64, 16, 512],
         "32 KiB of workgroup memory as elsewhere; 8 to 80 cores, each with room for several workgroups"),
-    row(Class::Software,   Family::Subgroup, [16, 7, 16],
+    row(Class::Software,   Family::Subgroup, [16, 8, 16],
         "barriers cost more than they share: a workgroup is one subgroup, 2 rows a lane; a few threads want few chunks"),
     row(Class::Software,   Family::Portable, [64, 16, 16],
         "tiles in workgroup memory, where subgroups have not 4 or 8 lanes or the driver ends loops; a few threads want few chunks"),
@@ -118,6 +118,12 @@ impl Tiles {
     }
 }
 
+/// Keys of a step of [`Kernel::DecodeSubgroup`]: two spare loads and stores of the outputs, where Mesa still unrolls the loops over
+/// them.
+fn keys_at_once(rows: u32, widest: u32, lanes: u32) -> u32 {
+    if lanes == 8 && rows * row_fours(widest).div_ceil(lanes) <= 16 { 2 } else { 1 }
+}
+
 struct Picker<'a> {
     spec: &'a AttentionSpec,
     caps: &'a Caps,
@@ -131,6 +137,12 @@ impl Picker<'_> {
         if self.options.decode_teams == Some(true) {
             let needed = "they are of the portable family: ask for it, too";
             return Err(Error::field("options.decode_teams", "true, with the family of subgroups", needed));
+        }
+        if lanes == 8 {
+            let numbers = if self.caps.int64 { "64-bit numbers" } else { "32-bit words" };
+            reasons.push(format!(
+                "K and V are loaded 16 bytes at a time as {numbers}: a load costs per lane and component"
+            ));
         }
         let widest = self.spec.head_dim().max(self.spec.v_head_dim());
         let across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: 1, threads: lanes });
@@ -150,13 +162,20 @@ impl Picker<'_> {
         let decode = match self.options.decode_rows {
             Some(rows) if rows > most => across(rows_of_lanes("options.decode_rows", rows, lanes)?),
             Some(rows) => {
-                (Kernel::DecodeSubgroup, Tile { rows: even_tiles(group, rows), keys: 1, threads: lanes })
+                let rows = even_tiles(group, rows);
+                (
+                    Kernel::DecodeSubgroup,
+                    Tile { rows, keys: keys_at_once(rows, widest, lanes), threads: lanes },
+                )
             }
             None if group <= most => {
                 reasons.push(format!(
                     "decode: the {group} rows of a group fit the registers, elements lie across lanes"
                 ));
-                (Kernel::DecodeSubgroup, Tile { rows: group, keys: 1, threads: lanes })
+                (
+                    Kernel::DecodeSubgroup,
+                    Tile { rows: group, keys: keys_at_once(group, widest, lanes), threads: lanes },
+                )
             }
             None => {
                 let decode = across(even_tiles(group, 16).div_ceil(lanes));

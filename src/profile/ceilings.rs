@@ -58,7 +58,7 @@ impl Candidate<'_> {
 }
 
 impl<'a> CeilingSamplers<'a> {
-    /// Tries every ceiling kernel, 30 that read and 18 that compute, and keeps the fastest.
+    /// Tries every ceiling kernel, 30 to 34 that read and 18 that compute, and keeps the fastest.
     ///
     /// # Errors
     /// When the device is lost.
@@ -67,7 +67,7 @@ impl<'a> CeilingSamplers<'a> {
         let zeros = gpu.upload("gqa.ceiling", &vec![0; sizes[1] as usize]);
         let [short, long] = sizes;
         let mut kernels = Vec::new();
-        for kernel in read_kernels() {
+        for kernel in read_kernels(gpu.caps.int64) {
             if let Some(candidate) = kernel.candidate(gpu, &zeros, long)? {
                 kernels.push((kernel, candidate));
             }
@@ -142,8 +142,8 @@ struct ReadKernel {
     walk: (u64, bool),
 }
 
-/// All kernels that read.
-fn read_kernels() -> Vec<ReadKernel> {
+/// All kernels that read, with 64-bit numbers or without.
+fn read_kernels(int64: bool) -> Vec<ReadKernel> {
     let mut kernels = Vec::new();
     let elements = [("f32", 4), ("vec2<f32>", 8), ("vec4<f32>", 16)];
     for (element, bytes) in elements {
@@ -158,6 +158,11 @@ fn read_kernels() -> Vec<ReadKernel> {
         for threads in [8, 32, 256] {
             kernels.extend(LONG_WALKS.map(|walk| ReadKernel { element, bytes, threads, walk }));
         }
+    }
+    // Fewer components to load, which software adapters count.
+    for (element, bytes) in [("u64", 8), ("vec2<u64>", 16)].into_iter().filter(|_| int64) {
+        let side_by_side = LONG_WALKS.into_iter().filter(|(_, own_run)| !own_run);
+        kernels.extend(side_by_side.map(|walk| ReadKernel { element, bytes, threads: 8, walk }));
     }
     kernels
 }
@@ -188,10 +193,18 @@ fn prelude(element: &str, constants: &[(&str, u64)]) -> String {
     let fold = match element {
         "f32" => "x",
         "vec2<f32>" => "x.x + x.y",
+        "u64" => "f32(x)",
+        "vec2<u64>" => "f32(x.x + x.y)",
         _ => "x.x + x.y + x.z + x.w",
     };
     let mut text =
         format!("alias Element = {element};\nfn fold(x: Element) -> f32 {{\n    return {fold};\n}}\n");
+    // Eight of 16 bytes are two cache lines: as in the kernels, lanes 0 and 1 take the first of either.
+    let place = match element {
+        "vec2<u64>" => "select(select(thread - u32(thread < 5u), 4u, thread == 1u), 0u, thread == 0u)",
+        _ => "thread",
+    };
+    text += &format!("fn place(thread: u32) -> u32 {{\n    return {place};\n}}\n");
     for (name, value) in constants {
         text += &format!("const {name}: u32 = {value}u;\n");
     }
@@ -249,8 +262,8 @@ mod tests {
 
     #[test]
     fn every_read_kernel_reads_a_whole_buffer() {
-        let kernels = read_kernels();
-        assert_eq!(kernels.len(), 30);
+        let kernels = read_kernels(true);
+        assert_eq!((read_kernels(false).len(), kernels.len()), (30, 34));
         for ReadKernel { bytes, threads, walk: (steps, _), .. } in kernels {
             let of_workgroup = bytes * threads * steps;
             assert!(SOFTWARE_SIZES.iter().chain(&GPU_SIZES).all(|size| size % of_workgroup == 0));

@@ -5,6 +5,7 @@
 mod parts;
 mod prelude;
 mod table;
+mod units;
 
 use std::fmt::Write as _;
 
@@ -12,6 +13,7 @@ use crate::spec::AttentionSpec;
 
 pub use parts::Access;
 pub use table::TableLayout;
+use units::Side;
 
 #[derive(Debug, Clone, Copy)]
 struct Source {
@@ -239,6 +241,8 @@ pub struct Variant {
     pub f16: F16,
     /// Whether [`Kernel::Decode`] reduces by subgroup shuffles.
     pub shuffle: bool,
+    /// Whether shaders may use 64-bit integers, which halve the components of a load.
+    pub int64: bool,
     /// What multiplies matrices.
     pub matrix_units: MatrixUnits,
     /// Whether reads of K and V are counted.
@@ -310,6 +314,11 @@ pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
         text.push_str("enable subgroups;\n");
     }
     variant.prelude(&mut text);
+    if variant.loads_units() {
+        for side in [Side::K, Side::V] {
+            variant.unit_text(side, &mut text);
+        }
+    }
     let mut line = 1 + text.lines().count() as u32;
     let mut files = Vec::new();
     for part in variant.parts().into_iter().chain([variant.kernel.source()]) {

@@ -1,6 +1,6 @@
 //! What a kernel is linked from: one implementation of each part contract, and the bindings that follow.
 
-use super::{F16, Kernel, MatrixUnits, Source, Variant, source};
+use super::{F16, Kernel, MatrixUnits, Side, Source, Variant, source};
 use crate::spec::{Dtype, Mask};
 
 /// How a kernel uses a binding.
@@ -248,29 +248,44 @@ impl Variant {
 
     /// Four elements of a key or value, from what the cache stores.
     fn cache_parts(&self, parts: &mut Vec<Source>) {
+        if self.loads_units() {
+            parts.push(match self.uses_int64() {
+                true => source!("parts/unit_first_lanes.wgsl"),
+                false => source!("parts/unit_in_turn.wgsl"),
+            });
+        }
         let (k, v) = (self.spec.k_dtype(), self.spec.v_dtype());
         let is_half = self.uses_matrix_units();
-        parts.extend(match k {
-            Dtype::F16 if is_half => [source!("parts/keys.wgsl"), source!("parts/k_half.wgsl")],
-            Dtype::F32 => [source!("parts/keys.wgsl"), source!("parts/k_f32.wgsl")],
-            Dtype::F16 => [source!("parts/keys.wgsl"), source!("parts/k_f16.wgsl")],
-            Dtype::Bf16 => [source!("parts/keys.wgsl"), source!("parts/k_bf16.wgsl")],
-            Dtype::Fp8 => [source!("parts/keys.wgsl"), source!("parts/k_fp8.wgsl")],
-            Dtype::Q8 | Dtype::Q4 => [source!("parts/keys_blocks.wgsl"), source!("parts/four_block.wgsl")],
+        let [k_units, v_units] =
+            [Side::K, Side::V].map(|side| self.loads_units() && self.unit(side).is_some());
+        if !k_units {
+            parts.push(match k.is_blocked() {
+                true => source!("parts/keys_blocks.wgsl"),
+                false => source!("parts/keys.wgsl"),
+            });
+        }
+        parts.push(match k {
+            Dtype::F16 if is_half => source!("parts/k_half.wgsl"),
+            Dtype::F32 => source!("parts/k_f32.wgsl"),
+            Dtype::F16 => source!("parts/k_f16.wgsl"),
+            Dtype::Bf16 => source!("parts/k_bf16.wgsl"),
+            Dtype::Fp8 => source!("parts/k_fp8.wgsl"),
+            Dtype::Q8 | Dtype::Q4 => source!("parts/four_block.wgsl"),
         });
         if self.spec.v_in_k() {
             parts.push(source!("parts/values_in_keys.wgsl"));
         } else {
-            match v {
-                Dtype::F16 if is_half => {
-                    parts.extend([source!("parts/values.wgsl"), source!("parts/v_half.wgsl")]);
-                }
-                Dtype::F32 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_f32.wgsl")]),
-                Dtype::F16 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_f16.wgsl")]),
-                Dtype::Bf16 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_bf16.wgsl")]),
-                Dtype::Fp8 => parts.extend([source!("parts/values.wgsl"), source!("parts/v_fp8.wgsl")]),
-                Dtype::Q8 | Dtype::Q4 => parts.push(source!("parts/values_blocks.wgsl")),
+            if !v_units && !v.is_blocked() {
+                parts.push(source!("parts/values.wgsl"));
             }
+            parts.extend(match v {
+                Dtype::F16 if is_half => Some(source!("parts/v_half.wgsl")),
+                Dtype::F32 => Some(source!("parts/v_f32.wgsl")),
+                Dtype::F16 => Some(source!("parts/v_f16.wgsl")),
+                Dtype::Bf16 => Some(source!("parts/v_bf16.wgsl")),
+                Dtype::Fp8 => Some(source!("parts/v_fp8.wgsl")),
+                Dtype::Q8 | Dtype::Q4 => (!v_units).then_some(source!("parts/values_blocks.wgsl")),
+            });
             if v.is_blocked() && !k.is_blocked() {
                 parts.push(source!("parts/four_block.wgsl"));
             }

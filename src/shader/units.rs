@@ -1,0 +1,173 @@
+//! How the lanes of a small subgroup load a row of the cache together: as units of up to 16 bytes, several fours of elements each.
+//!
+//! Software adapters pay for a load by lane and component, whatever a component's size: wide units of 64-bit numbers are the cheapest.
+
+use std::fmt::Write as _;
+
+use super::{Variant, row_fours};
+use crate::spec::Dtype;
+
+/// Keys or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Keys.
+    K,
+    /// Values.
+    V,
+}
+
+/// What a lane loads at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// Fours of elements.
+    pub(super) fours: u32,
+    /// 32-bit words.
+    words: u32,
+    /// Whether two words are one component.
+    long: bool,
+}
+
+impl Variant {
+    /// Whether the text needs 64-bit integers.
+    pub fn uses_int64(&self) -> bool {
+        self.loads_units()
+            && [Side::K, Side::V].into_iter().any(|side| self.unit(side).is_some_and(|u| u.long))
+    }
+
+    /// Whether rows are loaded by lanes together.
+    pub(super) fn loads_units(&self) -> bool {
+        use super::Kernel::{DecodeSubgroup, PrefillSubgroup};
+        matches!(self.kernel, DecodeSubgroup | PrefillSubgroup)
+    }
+
+    /// What a lane loads of a side's row at a time: the widest unit that leaves no more registers empty than fours would. None where
+    /// it loads four by four: values that are keys end where they like, and two fours of 4 bits share a word.
+    pub(super) fn unit(&self, side: Side) -> Option<Unit> {
+        let spec = &self.spec;
+        let (dtype, dim) = match side {
+            Side::K => (spec.k_dtype(), spec.head_dim()),
+            Side::V => (spec.v_dtype(), spec.v_head_dim()),
+        };
+        if spec.v_in_k() {
+            return None;
+        }
+        let (row, lanes, bits) = (row_fours(dim), self.tile.threads, dtype.bits_per_element());
+        // SwiftShader, of 4 lanes, computes every index that it is given: simple ones serve it better than wide units.
+        let fours = [4, 2, 1].into_iter().filter(|fours| lanes == 8 || *fours == 1).find(|fours| {
+            let registers = (row / fours).div_ceil(lanes) * fours;
+            let whole = row % fours == 0 && (fours * bits) % 8 == 0;
+            whole && fours * bits <= 32 && registers == row.div_ceil(lanes)
+        })?;
+        let words = fours * bits / 8;
+        Some(Unit { fours, words, long: self.int64 && words > 1 })
+    }
+
+    /// The text of a side: its binding, `load_k_unit` (writes the fours of a lane's unit, which
+    /// are its nth and following of the row, into what the kernel calls a `KShare`, from `first` on), `k_four` (which four of
+    /// the row is the lane's nth).
+    pub(super) fn unit_text(&self, side: Side, text: &mut String) {
+        let (k, name, binding) = match side {
+            Side::K => ("k", "K", 2),
+            Side::V => ("v", "V", 3),
+        };
+        let unit = self.unit(side);
+        let fours = unit.map_or(1, |unit| unit.fours);
+        let dtype = if side == Side::K { self.spec.k_dtype() } else { self.spec.v_dtype() };
+        let (load, decoded) = match unit {
+            Some(unit) => {
+                let _ = writeln!(
+                    text,
+                    "@group(0) @binding({binding}) var<storage, read> {k}_cache: array<{}>;",
+                    unit.wgsl()
+                );
+                (format!("{k}_cache[row * UNITS + at]"), unit.decoded(dtype, k))
+            }
+            None => (format!("load_{k}(row, at)"), vec!["unit".to_owned()]),
+        };
+        let header = match unit.filter(|_| dtype.is_blocked()) {
+            Some(unit) => {
+                let at =
+                    format!("let h = work.params.{k}_headers + row * {name}_UNITS + at * {fours}u / 8u;");
+                format!("\n        {at}\n        let header = {};", unit.word(&format!("{k}_cache")))
+            }
+            None => String::new(),
+        };
+        let fetched = if unit.is_some() { "fetched(); " } else { "" };
+        let each: Vec<_> = (0..)
+            .zip(decoded)
+            .map(|(c, four)| format!("{fetched}(*share)[first + {c}u] = {four};"))
+            .collect();
+        let place = match fours {
+            1 => "nth * LANES + unit_of(lane)".to_owned(),
+            _ => format!("(nth / {fours}u * LANES + unit_of(lane)) * {fours}u + nth % {fours}u"),
+        };
+        let _ = writeln!(
+            text,
+            "const {name}_FOURS: u32 = {fours}u;
+fn {k}_four(lane: u32, nth: u32) -> u32 {{
+    return {place};
+}}
+fn load_{k}_unit(share: ptr<function, {name}Share>, first: u32, row: u32, lane: u32, nth: u32) {{
+    const UNITS = {name}4 / {fours}u;
+    let at = nth / {fours}u * LANES + unit_of(lane);
+    if UNITS % LANES == 0u || at < UNITS {{
+        let unit = {load};{header}
+        {}
+    }}
+}}",
+            each.join("\n        ")
+        );
+    }
+}
+
+impl Unit {
+    /// Its type.
+    const fn wgsl(self) -> &'static str {
+        match (self.words, self.long) {
+            (1, _) => "u32",
+            (2, false) => "vec2<u32>",
+            (2, true) => "u64",
+            (_, false) => "vec4<u32>",
+            (_, true) => "vec2<u64>",
+        }
+    }
+
+    /// Expression of word `h` of an array of them.
+    fn word(self, array: &str) -> String {
+        match (self.words, self.long) {
+            (1, _) => format!("{array}[h]"),
+            (2, false) => format!("{array}[h / 2u][h % 2u]"),
+            (2, true) => format!("u32({array}[h / 2u] >> (h % 2u * 32u))"),
+            (_, false) => format!("{array}[h / 4u][h % 4u]"),
+            (_, true) => format!("u32({array}[h / 4u][h / 2u % 2u] >> (h % 2u * 32u))"),
+        }
+    }
+
+    /// Expressions of its fours, as f32.
+    fn decoded(self, dtype: Dtype, k: &str) -> Vec<String> {
+        let words: Vec<String> = match (self.words, self.long) {
+            (1, _) => vec!["unit".to_owned()],
+            (words, false) => {
+                ["x", "y", "z", "w"].iter().take(words as usize).map(|c| format!("unit.{c}")).collect()
+            }
+            (2, true) => ["", " >> 32u"].iter().map(|high| format!("u32(unit{high})")).collect(),
+            (_, true) => {
+                ["x", "x >> 32u", "y", "y >> 32u"].iter().map(|c| format!("u32(unit.{c})")).collect()
+            }
+        };
+        if dtype == Dtype::Q4 {
+            let halves = ["", " >> 16u"];
+            let two =
+                |word: &String| halves.map(|half| format!("decode_four_block(4u, {word}{half}, header)"));
+            return words.iter().flat_map(two).collect();
+        }
+        let each = dtype.bits_per_element() / 8;
+        let four = |words: &[String]| match dtype {
+            Dtype::Q8 => format!("decode_four_block(8u, {}, header)", words.join(", ")),
+            Dtype::F32 => format!("decode_{k}(bitcast<vec4<f32>>(vec4({})))", words.join(", ")),
+            Dtype::F16 | Dtype::Bf16 => format!("decode_{k}(vec2({}))", words.join(", ")),
+            _ => format!("decode_{k}({})", words.join(", ")),
+        };
+        words.chunks(each as usize).map(four).collect()
+    }
+}
