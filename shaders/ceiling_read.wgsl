@@ -3,8 +3,8 @@
 // has a run of its own (STEPS, 1).
 //
 // Bindings: 0 the buffer, 1 a sum per workgroup, so that it must be computed.
-// Prelude: Element (what one load brings), `fold` (its sum), `place` (of a thread among its neighbours), THREADS, STEPS (elements per invocation, a multiple of 4),
-// LANE, STRIDE.
+// Prelude: Element (what one load brings), `fold` (its sum), `place` (of a thread among its neighbours), THREADS, STEPS (elements
+// per invocation, a multiple of 4), LANE, STRIDE.
 
 @group(0) @binding(0) var<storage, read> source: array<Element>;
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;

@@ -104,6 +104,7 @@ impl std::fmt::Display for Caps {
         writeln!(f, "offset alignment   {} B", self.offset_alignment)?;
         writeln!(f, "subgroup           {subgroup}")?;
         writeln!(f, "f16 in shaders     {}", yes(self.f16))?;
+        writeln!(f, "64-bit integers    {}", yes(self.int64))?;
         if let Some(iterations) = self.loop_iterations {
             writeln!(
                 f,

@@ -114,7 +114,7 @@ impl Kind {
     /// Bytes of a shard's buffers of keys and values.
     pub(crate) fn shard_bytes(&self, shard: u32) -> [u64; 2] {
         let rows = u64::from(self.pages_of(shard)) * self.rows_per_page();
-        self.rows().map(|row| buffer_bytes(row, rows.saturating_mul(u64::from(row.bytes()))))
+        self.rows().map(|row| buffer_bytes(row, rows))
     }
 
     /// The parts of a page of keys (0) or values (1) in its shard's buffer, one for each KV head, as offset and size in bytes: of its
@@ -179,9 +179,11 @@ pub(crate) fn kinds_of(
     Ok((kinds, of_layers))
 }
 
-/// Bytes of a buffer for `bytes` of rows: kernels may read headers as parts of units of 16 bytes, so the last unit is whole.
-fn buffer_bytes(row: RowLayout, bytes: u64) -> u64 {
-    if row.headers > 0 { bytes.next_multiple_of(16) } else { bytes }
+/// Bytes of a buffer of `rows` rows: kernels may read headers as parts of units of 16 bytes, so the last unit is whole.
+fn buffer_bytes(row: RowLayout, rows: u64) -> u64 {
+    let bytes = u128::from(rows) * u128::from(row.bytes());
+    let whole = if row.headers > 0 { bytes.next_multiple_of(16) } else { bytes };
+    u64::try_from(whole).unwrap_or(u64::MAX)
 }
 
 /// Slots of a page at most: more is a contiguous cache.
@@ -196,14 +198,8 @@ pub(crate) fn kind(
 ) -> Result<Kind, Error> {
     let pool = PoolShape { page, pages, pages_per_shard: pages, window };
     let kind = Kind { entry, window, pool };
-    let bytes_of = |row: RowLayout| {
-        let bytes = u128::from(kind.rows_per_page()) * u128::from(row.bytes());
-        u64::try_from(bytes)
-            .ok()
-            .filter(|bytes| *bytes < u64::MAX / 2)
-            .map_or(u64::MAX, |bytes| buffer_bytes(row, bytes))
-    };
-    let needed = kind.rows().into_iter().map(bytes_of).max().unwrap_or(0);
+    let needed =
+        kind.rows().map(|row| buffer_bytes(row, kind.rows_per_page())).into_iter().max().unwrap_or(0);
     let limits = [
         ("max_storage_buffer_binding_size", caps.binding_size),
         ("max_buffer_size", caps.buffer_size),
@@ -224,4 +220,18 @@ pub(crate) fn kind(
     let rows = u64::from(u32::MAX) / kind.rows_per_page().max(1);
     let per_shard = (room / needed.max(1)).min(rows).clamp(1, u64::from(pages.max(1))) as u32;
     Ok(Kind { pool: PoolShape { pages_per_shard: per_shard, ..pool }, ..kind })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_with_headers_are_whole_units() {
+        let row = |dtype| RowLayout::of(dtype, 32);
+        // 8 words and a header.
+        assert_eq!([1, 3, 4].map(|rows| buffer_bytes(row(Dtype::Q8), rows)), [48, 112, 144]);
+        assert_eq!(buffer_bytes(RowLayout::of(Dtype::F16, 4), 3), 24);
+        assert_eq!(buffer_bytes(row(Dtype::Q8), u64::MAX), u64::MAX);
+    }
 }

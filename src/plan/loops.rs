@@ -56,12 +56,12 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
         }
         Kernel::DecodeSubgroup => {
             // A page may begin with each key, so what is done for a block of them counts for one.
-            let of_key = |fours: u32| 1 + fours + rows * (1 + fours);
+            let of_key = |fours: u32| 1 + keys * (1 + fours) + rows * (1 + keys * (1 + fours));
             (1, 1 + of_key(k_lane) + of_key(v_lane) + rows * (1 + v_lane))
         }
         Kernel::PrefillSubgroup => {
             let each = rows / threads;
-            let of_part = 1 + threads * (1 + each);
+            let of_part = 2 + threads * (1 + each);
             (1, 1 + (k_lane + v_lane) * of_part + each * (1 + v_lane * threads))
         }
         Kernel::BackwardQ => {

@@ -39,7 +39,7 @@ pub struct Options {
     /// Rows of a prefill tile: multiples of 4 that fit workgroup memory, or (subgroup kernels) 1 to 4 for each lane.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub prefill_rows: Option<u32>,
-    /// Rows of a decode tile, at most: the group is cut evenly. With subgroup kernels, more than 7 are tiles of the prefill kernel, in
+    /// Rows of a decode tile, at most: the group is cut evenly. With subgroup kernels, more than 8 are tiles of the prefill kernel, in
     /// multiples of the lanes. Refused where a group needs more than workgroup memory holds.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub decode_rows: Option<u32>,

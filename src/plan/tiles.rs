@@ -118,8 +118,8 @@ impl Tiles {
     }
 }
 
-/// Keys of a step of [`Kernel::DecodeSubgroup`]: two spare loads and stores of the outputs, where Mesa still unrolls the loops over
-/// them.
+/// Keys of a step of [`Kernel::DecodeSubgroup`]: outputs that lie in memory are loaded and stored once for both of two. With more rows or
+/// elements two were slower than one: Mesa unrolls loops up to a size only.
 fn keys_at_once(rows: u32, widest: u32, lanes: u32) -> u32 {
     if lanes == 8 && rows * row_fours(widest).div_ceil(lanes) <= 16 { 2 } else { 1 }
 }
@@ -141,7 +141,7 @@ impl Picker<'_> {
         if lanes == 8 {
             let numbers = if self.caps.int64 { "64-bit numbers" } else { "32-bit words" };
             reasons.push(format!(
-                "K and V are loaded 16 bytes at a time as {numbers}: a load costs per lane and component"
+                "K and V are loaded up to 16 bytes at a time, as {numbers}: a load costs per lane and component"
             ));
         }
         let widest = self.spec.head_dim().max(self.spec.v_head_dim());

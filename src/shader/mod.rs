@@ -1,6 +1,6 @@
 //! Links kernels from parts: text in, text out. WGSL at module scope knows no order, so linking is concatenation.
 //!
-//! A linked module is: directives, a prelude of constants, one implementation of each part contract, the kernel.
+//! A linked module is: directives, a prelude of constants, how lanes load units of rows where they do, one implementation of each part contract, the kernel.
 
 mod parts;
 mod prelude;

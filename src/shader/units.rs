@@ -41,7 +41,7 @@ impl Variant {
     }
 
     /// What a lane loads of a side's row at a time: the widest unit that leaves no more registers empty than fours would. None where
-    /// it loads four by four: values that are keys end where they like, and two fours of 4 bits share a word.
+    /// it loads four by four: values that are keys share their binding and end where they like, and two fours of 4 bits share a word.
     pub(super) fn unit(&self, side: Side) -> Option<Unit> {
         let spec = &self.spec;
         let (dtype, dim) = match side {
@@ -169,5 +169,44 @@ impl Unit {
             _ => format!("decode_{k}({})", words.join(", ")),
         };
         words.chunks(each as usize).map(four).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AttentionSpec, Caps, Class, Options, Plan};
+
+    /// Fours and words of a unit of keys of `dim` elements.
+    fn unit(dtype: Dtype, dim: u32, lanes: u32) -> Option<(u32, u32)> {
+        let spec = AttentionSpec::builder(4, 1, dim).kv_dtype(dtype).build().ok()?;
+        let caps = Caps { subgroup: Some((lanes, lanes)), class: Class::Software, ..Caps::minimal() };
+        let plan = Plan::new(&spec, &caps, &Options::default()).ok()?;
+        plan.decode().unit(Side::K).map(|unit| (unit.fours, unit.words))
+    }
+
+    #[test]
+    fn units_are_as_wide_as_registers_allow() {
+        use Dtype::{F16, F32, Fp8, Q4, Q8};
+        for (dtype, dim, expected) in [
+            (F32, 128, (1, 4)),
+            (F16, 128, (2, 4)),
+            (F16, 64, (2, 4)),
+            (F16, 112, (2, 4)),
+            // Two fours each would leave a third of 4 registers empty.
+            (F16, 80, (1, 2)),
+            (F16, 96, (1, 2)),
+            // 9 fours: no two of them are a unit.
+            (F16, 33, (1, 2)),
+            (Fp8, 128, (4, 4)),
+            (Q8, 64, (2, 2)),
+            (Q4, 128, (4, 2)),
+            (Q4, 64, (2, 1)),
+        ] {
+            assert_eq!(unit(dtype, dim, 8), Some(expected), "{dtype:?} {dim}");
+        }
+        // Half a word is no unit, and 4 lanes load four by four.
+        assert_eq!(unit(Q4, 36, 8), None);
+        assert_eq!((unit(F16, 128, 4), unit(Q8, 128, 4)), (Some((1, 2)), Some((1, 1))));
     }
 }
