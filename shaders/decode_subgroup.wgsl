@@ -13,10 +13,6 @@
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 
-// Of KEYS keys and values: what a lane has of them.
-alias KShare = array<vec4<f32>, KEYS * K_PART>;
-alias VShare = array<vec4<f32>, KEYS * V_PART>;
-
 // By shuffles where Mesa's `subgroupAdd` and `subgroupMax` go from lane to lane; SwiftShader, of 4 lanes, is better at its own.
 fn lanes_add(x: f32) -> f32 {
     if LANES == 4u {
@@ -88,11 +84,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         // Lane j keeps the logit of key block + j.
         var s: array<f32, ROWS>;
         for (var j = 0u; j < count; j += KEYS) {
-            var k: KShare;
+            var k: array<vec4<f32>, KEYS * K_PART>;
             for (var u = 0u; u < KEYS; u++) {
                 if u == 0u || j + u < count {
                     for (var i = 0u; i < K_PART; i += K_FOURS) {
-                        load_k_unit(&k, u * K_PART + i, first + j + u, lane, i);
+                        let unit = load_k_unit(first + j + u, lane, i);
+                        for (var c = 0u; c < K_FOURS; c++) {
+                            k[u * K_PART + i + c] = unit[c];
+                        }
                     }
                 }
             }
@@ -123,11 +122,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             d[r] += s[r];
         }
         for (var j = 0u; j < count; j += KEYS) {
-            var v: VShare;
+            var v: array<vec4<f32>, KEYS * V_PART>;
             for (var u = 0u; u < KEYS; u++) {
                 if u == 0u || j + u < count {
                     for (var i = 0u; i < V_PART; i += V_FOURS) {
-                        load_v_unit(&v, u * V_PART + i, first + j + u, lane, i);
+                        let unit = load_v_unit(first + j + u, lane, i);
+                        for (var c = 0u; c < V_FOURS; c++) {
+                            v[u * V_PART + i + c] = unit[c];
+                        }
                     }
                 }
             }

@@ -14,10 +14,6 @@ const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
 
-// A unit of a key or value.
-alias KShare = array<vec4<f32>, K_FOURS>;
-alias VShare = array<vec4<f32>, V_FOURS>;
-
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let index = item_index(workgroup);
@@ -66,8 +62,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
         var sum: array<vec4<f32>, ROWS_EACH>;
         for (var i = 0u; i < K_PART; i += K_FOURS) {
-            var unit: KShare;
-            load_k_unit(&unit, 0u, cache_row, lane, i);
+            let unit = load_k_unit(cache_row, lane, i);
             for (var c = 0u; c < K_FOURS; c++) {
                 let k = broadcast(unit[c]);
                 for (var j = 0u; j < LANES; j++) {
@@ -92,8 +87,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             d[r] += p[r];
         }
         for (var i = 0u; i < V_PART; i += V_FOURS) {
-            var unit: VShare;
-            load_v_unit(&unit, 0u, cache_row, lane, i);
+            let unit = load_v_unit(cache_row, lane, i);
             for (var c = 0u; c < V_FOURS; c++) {
                 let v = broadcast(unit[c]);
                 for (var j = 0u; j < LANES; j++) {

@@ -121,7 +121,7 @@ impl Tiles {
 /// Keys of a step of [`Kernel::DecodeSubgroup`]: outputs that lie in memory are loaded and stored once for both of two. With more rows or
 /// elements two were slower than one: Mesa unrolls loops up to a size only.
 fn keys_at_once(rows: u32, widest: u32, lanes: u32) -> u32 {
-    if lanes == 8 && rows * row_fours(widest).div_ceil(lanes) <= 16 { 2 } else { 1 }
+    if lanes == 8 && rows * row_fours(widest).div_ceil(lanes) <= 8 { 2 } else { 1 }
 }
 
 struct Picker<'a> {

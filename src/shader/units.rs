@@ -62,9 +62,8 @@ impl Variant {
         Some(Unit { fours, words, long: self.int64 && words > 1 })
     }
 
-    /// The text of a side: its binding, `load_k_unit` (writes the fours of a lane's unit, which
-    /// are its nth and following of the row, into what the kernel calls a `KShare`, from `first` on), `k_four` (which four of
-    /// the row is the lane's nth).
+    /// The text of a side: its binding, `K_FOURS` (of a unit), `load_k_unit` (the fours of a lane's unit: the nth and following that the
+    /// lane has of the row), `k_four` (which four of the row is the lane's nth).
     pub(super) fn unit_text(&self, side: Side, text: &mut String) {
         let (k, name, binding) = match side {
             Side::K => ("k", "K", 2),
@@ -93,10 +92,8 @@ impl Variant {
             None => String::new(),
         };
         let fetched = if unit.is_some() { "fetched(); " } else { "" };
-        let each: Vec<_> = (0..)
-            .zip(decoded)
-            .map(|(c, four)| format!("{fetched}(*share)[first + {c}u] = {four};"))
-            .collect();
+        let each: Vec<_> =
+            (0..).zip(decoded).map(|(c, four)| format!("{fetched}fours[{c}] = {four};")).collect();
         let place = match fours {
             1 => "nth * LANES + unit_of(lane)".to_owned(),
             _ => format!("(nth / {fours}u * LANES + unit_of(lane)) * {fours}u + nth % {fours}u"),
@@ -107,13 +104,15 @@ impl Variant {
 fn {k}_four(lane: u32, nth: u32) -> u32 {{
     return {place};
 }}
-fn load_{k}_unit(share: ptr<function, {name}Share>, first: u32, row: u32, lane: u32, nth: u32) {{
+fn load_{k}_unit(row: u32, lane: u32, nth: u32) -> array<vec4<f32>, {fours}> {{
     const UNITS = {name}4 / {fours}u;
     let at = nth / {fours}u * LANES + unit_of(lane);
+    var fours: array<vec4<f32>, {fours}>;
     if UNITS % LANES == 0u || at < UNITS {{
         let unit = {load};{header}
         {}
     }}
+    return fours;
 }}",
             each.join("\n        ")
         );
