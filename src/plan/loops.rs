@@ -56,7 +56,7 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
         }
         Kernel::DecodeSubgroup => {
             // A page may begin with each key, so what is done for a block of them counts for one.
-            let of_key = |fours: u32| 1 + keys * (1 + fours) + rows * (1 + keys * (1 + fours));
+            let of_key = |fours: u32| 1 + keys * (1 + 2 * fours) + rows * (1 + keys * (1 + fours));
             (1, 1 + of_key(k_lane) + of_key(v_lane) + rows * (1 + v_lane))
         }
         Kernel::PrefillSubgroup => {

@@ -20,7 +20,7 @@ pub(super) enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unit {
     /// Fours of elements.
-    pub(super) fours: u32,
+    fours: u32,
     /// 32-bit words.
     words: u32,
     /// Whether two words are one component.
@@ -192,7 +192,7 @@ mod tests {
             (F16, 128, (2, 4)),
             (F16, 64, (2, 4)),
             (F16, 112, (2, 4)),
-            // Two fours each would leave a third of 4 registers empty.
+            // Two fours each would take 4 registers where 3 do.
             (F16, 80, (1, 2)),
             (F16, 96, (1, 2)),
             // 9 fours: no two of them are a unit.
