@@ -6,12 +6,25 @@
 // Lane j keeps the logit of the block's key j, so that maximum, exponential and sum cost one vector operation for LANES keys.
 // No workgroup memory, so no barrier (but for the norms, once): on software adapters a barrier costs more than it shares.
 //
+// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
+//
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
 // Prelude: LANES, ROWS, KEYS (1 or 2), K4 = ceil(HEAD_DIM / 4), V4; K_FOURS and V_FOURS (fours of a unit), with the functions that load.
 
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
+const K_LOADS: u32 = K_PART / K_FOURS;
+const V_LOADS: u32 = V_PART / V_FOURS;
+
+// Which four of a row is a lane's nth.
+fn k_four(lane: u32, nth: u32) -> u32 {
+    return (nth / K_FOURS * LANES + unit_of(lane)) * K_FOURS + nth % K_FOURS;
+}
+
+fn v_four(lane: u32, nth: u32) -> u32 {
+    return (nth / V_FOURS * LANES + unit_of(lane)) * V_FOURS + nth % V_FOURS;
+}
 
 // By shuffles where Mesa's `subgroupAdd` and `subgroupMax` go from lane to lane; SwiftShader, of 4 lanes, is better at its own.
 fn lanes_add(x: f32) -> f32 {
@@ -85,20 +98,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         var s: array<f32, ROWS>;
         for (var j = 0u; j < count; j += KEYS) {
             var k: array<vec4<f32>, KEYS * K_PART>;
-            for (var u = 0u; u < KEYS; u++) {
+            for (var u = 0u; u < KEYS; u++) { // written out
                 if u == 0u || j + u < count {
-                    for (var i = 0u; i < K_PART; i += K_FOURS) {
-                        let unit = load_k_unit(first + j + u, lane, i);
-                        for (var c = 0u; c < K_FOURS; c++) {
-                            k[u * K_PART + i + c] = unit[c];
+                    for (var i = 0u; i < K_LOADS; i++) { // written out
+                        let unit = load_k_unit(first + j + u, i * LANES + unit_of(lane));
+                        for (var c = 0u; c < K_FOURS; c++) { // written out
+                            k[u * K_PART + i * K_FOURS + c] = unit[c];
                         }
                     }
                 }
             }
-            for (var r = 0u; r < ROWS; r++) {
-                for (var u = 0u; u < KEYS; u++) {
+            for (var r = 0u; r < ROWS; r++) { // written out
+                for (var u = 0u; u < KEYS; u++) { // written out
                     var part = vec4(0.0);
-                    for (var i = 0u; i < K_PART; i++) {
+                    for (var i = 0u; i < K_PART; i++) { // written out
                         part += q[r * K_PART + i] * k[u * K_PART + i];
                     }
                     let sum = lanes_add(part.x + part.y + part.z + part.w);
@@ -106,7 +119,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 }
             }
         }
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // written out
             // Lanes beyond the block hold none of its keys.
             s[r] = select(HIDDEN, logit(s[r], rows[r], block + lane, kind), lane < count);
             let top = lanes_max(s[r]);
@@ -114,7 +127,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 let shrink = exp2(m[r] - top);
                 m[r] = top;
                 d[r] *= shrink;
-                for (var i = 0u; i < V_PART; i++) {
+                for (var i = 0u; i < V_PART; i++) { // written out
                     o[r * V_PART + i] *= shrink;
                 }
             }
@@ -123,20 +136,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
         for (var j = 0u; j < count; j += KEYS) {
             var v: array<vec4<f32>, KEYS * V_PART>;
-            for (var u = 0u; u < KEYS; u++) {
+            for (var u = 0u; u < KEYS; u++) { // written out
                 if u == 0u || j + u < count {
-                    for (var i = 0u; i < V_PART; i += V_FOURS) {
-                        let unit = load_v_unit(first + j + u, lane, i);
-                        for (var c = 0u; c < V_FOURS; c++) {
-                            v[u * V_PART + i + c] = unit[c];
+                    for (var i = 0u; i < V_LOADS; i++) { // written out
+                        let unit = load_v_unit(first + j + u, i * LANES + unit_of(lane));
+                        for (var c = 0u; c < V_FOURS; c++) { // written out
+                            v[u * V_PART + i * V_FOURS + c] = unit[c];
                         }
                     }
                 }
             }
-            for (var r = 0u; r < ROWS; r++) {
-                for (var u = 0u; u < KEYS; u++) {
+            for (var r = 0u; r < ROWS; r++) { // written out
+                for (var u = 0u; u < KEYS; u++) { // written out
                     let p = subgroupShuffle(s[r], j + u);
-                    for (var i = 0u; i < V_PART; i++) {
+                    for (var i = 0u; i < V_PART; i++) { // written out
                         o[r * V_PART + i] += p * v[u * V_PART + i];
                     }
                 }

@@ -1,18 +1,22 @@
 // Prefill, many rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
-// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load a key together, a unit
-// each, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier (but for the norms, once).
+// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load KEYS keys together, a unit
+// each, and broadcast their parts, so a K/V element is fetched once for all rows, and an output loaded and stored once for all KEYS.
+// No workgroup memory, no barrier (but for the norms, once).
 // The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
+// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
-// Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4; K_FOURS and V_FOURS (fours of a unit), with the functions that load.
+// Prelude: LANES, ROWS (a multiple of LANES), KEYS, K4 = ceil(HEAD_DIM / 4), V4; K_FOURS and V_FOURS (fours of a unit), with the functions that load.
 
 const ROWS_EACH: u32 = ROWS / LANES;
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
+const K_LOADS: u32 = K_PART / K_FOURS;
+const V_LOADS: u32 = V_PART / V_FOURS;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -43,62 +47,111 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    var kind = PARTIAL;
     var cache_row = 0u;
     var run = 0u;
-    for (var key = item.key_begin; key < item.key_end; key++) {
-        if MAPPED && (key - item.key_begin) % MAP_KEYS == 0u {
-            kind = tile_kind(item, kv_head, key);
-            if kind == SKIP {
-                key += MAP_KEYS - 1u;
-                run = 0u;
-                continue;
-            }
-        }
+    var count = 0u;
+    var kind = PARTIAL;
+    for (var key = item.key_begin; key < item.key_end; key += count) {
         // The page table is read once a page.
         if run == 0u {
             cache_row = kv_row(item.pages, kv_head, item.origin + key);
             run = kv_run(item.origin + key);
         }
-        var sum: array<vec4<f32>, ROWS_EACH>;
-        for (var i = 0u; i < K_PART; i += K_FOURS) {
-            let unit = load_k_unit(cache_row, lane, i);
-            for (var c = 0u; c < K_FOURS; c++) {
-                let k = broadcast(unit[c]);
-                for (var j = 0u; j < LANES; j++) {
-                    for (var r = 0u; r < ROWS_EACH; r++) {
-                        sum[r] += q[r * K_WIDE + k_four(j, i + c)] * k[j];
+        // KEYS keys of one page, and of one tile of the map.
+        count = min(min(KEYS, item.key_end - key), run);
+        if MAPPED {
+            count = min(count, MAP_KEYS - (key - item.key_begin) % MAP_KEYS);
+        }
+        let first = cache_row;
+        cache_row += count;
+        run -= count;
+        if MAPPED && (key - item.key_begin) % MAP_KEYS == 0u {
+            kind = tile_kind(item, kv_head, key);
+        }
+        if MAPPED && kind == SKIP {
+            continue;
+        }
+        // All loads come before the products: each brings branches, and LLVM carries products across those through memory.
+        var k: array<vec4<f32>, KEYS * K_PART>;
+        for (var u = 0u; u < KEYS; u++) { // written out
+            for (var i = 0u; i < K_LOADS; i++) { // written out
+                let unit = load_k_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                for (var c = 0u; c < K_FOURS; c++) { // written out
+                    k[u * K_PART + i * K_FOURS + c] = unit[c];
+                }
+            }
+        }
+        var sums: array<vec4<f32>, ROWS_EACH * KEYS>;
+        for (var i = 0u; i < K_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, KEYS>;
+            for (var u = 0u; u < KEYS; u++) { // written out
+                wide[u] = broadcast(k[u * K_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var r = 0u; r < ROWS_EACH; r++) { // written out
+                    let x = q[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS];
+                    for (var u = 0u; u < KEYS; u++) { // written out
+                        sums[r * KEYS + u] += x * wide[u][j];
                     }
                 }
             }
         }
-        var p: array<f32, ROWS_EACH>;
-        for (var r = 0u; r < ROWS_EACH; r++) {
-            let s = logit(sum[r].x + sum[r].y + sum[r].z + sum[r].w, rows[r], key, kind);
-            if s > m[r] + 8.0 {
-                let shrink = exp2(m[r] - s);
-                for (var c = 0u; c < V_WIDE; c++) {
+        // One branch for all rows, for the same reason.
+        var s: array<f32, ROWS_EACH * KEYS>;
+        var top: array<f32, ROWS_EACH>;
+        var grows = false;
+        for (var r = 0u; r < ROWS_EACH; r++) { // written out
+            top[r] = m[r];
+            for (var u = 0u; u < KEYS; u++) { // written out
+                let sum = sums[r * KEYS + u];
+                let at = r * KEYS + u;
+                // Beyond the count lie none of its keys.
+                s[at] = select(HIDDEN, logit(sum.x + sum.y + sum.z + sum.w, rows[r], key + u, kind), u < count);
+                top[r] = max(top[r], s[at]);
+            }
+            grows |= top[r] > m[r] + 8.0;
+        }
+        if grows {
+            for (var r = 0u; r < ROWS_EACH; r++) { // written out
+                let shrink = exp2(m[r] - top[r]);
+                for (var c = 0u; c < V_WIDE; c++) { // written out
                     o[r * V_WIDE + c] *= shrink;
                 }
                 d[r] *= shrink;
-                m[r] = s;
+                m[r] = top[r];
             }
-            p[r] = weight(s, m[r]);
-            d[r] += p[r];
         }
-        for (var i = 0u; i < V_PART; i += V_FOURS) {
-            let unit = load_v_unit(cache_row, lane, i);
-            for (var c = 0u; c < V_FOURS; c++) {
-                let v = broadcast(unit[c]);
-                for (var j = 0u; j < LANES; j++) {
-                    for (var r = 0u; r < ROWS_EACH; r++) {
-                        o[r * V_WIDE + v_four(j, i + c)] += p[r] * v[j];
-                    }
+        var v: array<vec4<f32>, KEYS * V_PART>;
+        for (var u = 0u; u < KEYS; u++) { // written out
+            for (var i = 0u; i < V_LOADS; i++) { // written out
+                let unit = load_v_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                for (var c = 0u; c < V_FOURS; c++) { // written out
+                    v[u * V_PART + i * V_FOURS + c] = unit[c];
                 }
             }
         }
-        cache_row++;
-        run--;
+        var p: array<f32, ROWS_EACH * KEYS>;
+        for (var r = 0u; r < ROWS_EACH; r++) { // written out
+            for (var u = 0u; u < KEYS; u++) { // written out
+                p[r * KEYS + u] = weight(s[r * KEYS + u], m[r]);
+                d[r] += p[r * KEYS + u];
+            }
+        }
+        for (var i = 0u; i < V_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, KEYS>;
+            for (var u = 0u; u < KEYS; u++) { // written out
+                wide[u] = broadcast(v[u * V_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var r = 0u; r < ROWS_EACH; r++) { // written out
+                    var sum = vec4(0.0);
+                    for (var u = 0u; u < KEYS; u++) { // written out
+                        sum += p[r * KEYS + u] * wide[u][j];
+                    }
+                    o[r * V_WIDE + (i / V_FOURS * LANES + UNIT_OF[j]) * V_FOURS + i % V_FOURS] += sum;
+                }
+            }
+        }
     }
 
     for (var r = 0u; r < ROWS_EACH; r++) {

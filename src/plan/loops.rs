@@ -54,16 +54,9 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
             let of_quad = 2 * (1 + rows) + 4 * (k + rows * k + v + rows * v);
             (keys, 3 + lanes / 4 * of_quad + rows * (4 + v + lanes / 4))
         }
-        Kernel::DecodeSubgroup => {
-            // A page may begin with each key, so what is done for a block of them counts for one.
-            let of_key = |fours: u32| 1 + keys * (1 + 2 * fours) + rows * (1 + keys * (1 + fours));
-            (1, 1 + of_key(k_lane) + of_key(v_lane) + rows * (1 + v_lane))
-        }
-        Kernel::PrefillSubgroup => {
-            let each = rows / threads;
-            let of_part = 2 + threads * (1 + each);
-            (1, 1 + (k_lane + v_lane) * of_part + each * (1 + v_lane * threads))
-        }
+        // Most loops of these are written out. A page may begin with each key, so what is done for a block of them counts for one.
+        Kernel::DecodeSubgroup => (1, 3),
+        Kernel::PrefillSubgroup => (1, 1),
         Kernel::BackwardQ => {
             let of_dots = 1 + stage(rows) + stage(keys) + dots(keys);
             let of_sums = 1 + stage(keys) + keys * 5;

@@ -33,8 +33,8 @@ pub const TABLE: [ClassTiles; 5] = [
         "the same tiles on a tenth of the cores; each chunk's state crosses the memory that it shares"),
     row(Class::Apple,      Family::Portable, [64, 16, 512],
         "32 KiB of workgroup memory as elsewhere; 8 to 80 cores, each with room for several workgroups"),
-    row(Class::Software,   Family::Subgroup, [16, 8, 16],
-        "barriers cost more than they share: a workgroup is one subgroup, 2 rows a lane; a few threads want few chunks"),
+    row(Class::Software,   Family::Subgroup, [16, 6, 16],
+        "barriers cost more than they share: a workgroup is one subgroup; a few threads want few chunks"),
     row(Class::Software,   Family::Portable, [64, 16, 16],
         "tiles in workgroup memory, where subgroups have not 4 or 8 lanes or the driver ends loops; a few threads want few chunks"),
 ];
@@ -118,10 +118,13 @@ impl Tiles {
     }
 }
 
-/// Keys of a step of [`Kernel::DecodeSubgroup`]: outputs that lie in memory are loaded and stored once for both of two. With more rows or
-/// elements two were slower than one: Mesa unrolls loops up to a size only.
-fn keys_at_once(rows: u32, widest: u32, lanes: u32) -> u32 {
-    if lanes == 8 && rows * row_fours(widest).div_ceil(lanes) <= 8 { 2 } else { 1 }
+/// Keys of a step of [`Kernel::PrefillSubgroup`]: outputs lie in memory, and are loaded and stored once for both. The text of three is longer
+/// than caches of instructions.
+const PREFILL_KEYS: u32 = 2;
+
+/// Keys of a step of [`Kernel::DecodeSubgroup`]. What two save is outweighed by how the second is loaded, but for few rows and long ones.
+fn decode_keys(rows: u32, widest: u32, lanes: u32) -> u32 {
+    if lanes == 8 && rows <= 2 && row_fours(widest).div_ceil(lanes) == 4 { 2 } else { 1 }
 }
 
 struct Picker<'a> {
@@ -144,28 +147,22 @@ impl Picker<'_> {
                 "K and V are loaded up to 16 bytes at a time, as {numbers}: a load costs per lane and component"
             ));
         }
-        let widest = self.spec.head_dim().max(self.spec.v_head_dim());
-        let across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: 1, threads: lanes });
+        let across =
+            |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: PREFILL_KEYS, threads: lanes });
         let each = match self.options.prefill_rows {
             Some(rows) => rows_of_lanes("options.prefill_rows", rows, lanes)?,
-            None => {
-                let most = (self.row.prefill_rows / lanes).min(2);
-                let each = if widest <= 128 { most } else { 1 };
-                reasons.push(format!(
-                    "prefill: {each} rows a lane, because queries and outputs of {widest} elements must stay close"
-                ));
-                each
-            }
+            None => self.row.prefill_rows / lanes,
         };
         let prefill = across(each);
         let (group, most) = (self.spec.group(), self.row.decode_rows);
+        let widest = self.spec.head_dim().max(self.spec.v_head_dim());
         let decode = match self.options.decode_rows {
             Some(rows) if rows > most => across(rows_of_lanes("options.decode_rows", rows, lanes)?),
             Some(rows) => {
                 let rows = even_tiles(group, rows);
                 (
                     Kernel::DecodeSubgroup,
-                    Tile { rows, keys: keys_at_once(rows, widest, lanes), threads: lanes },
+                    Tile { rows, keys: decode_keys(rows, widest, lanes), threads: lanes },
                 )
             }
             None if group <= most => {
@@ -174,7 +171,7 @@ impl Picker<'_> {
                 ));
                 (
                     Kernel::DecodeSubgroup,
-                    Tile { rows: group, keys: keys_at_once(group, widest, lanes), threads: lanes },
+                    Tile { rows: group, keys: decode_keys(group, widest, lanes), threads: lanes },
                 )
             }
             None => {

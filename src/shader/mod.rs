@@ -6,6 +6,7 @@ mod parts;
 mod prelude;
 mod table;
 mod units;
+mod write_out;
 
 use std::fmt::Write as _;
 
@@ -321,9 +322,10 @@ pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
     }
     let mut line = 1 + text.lines().count() as u32;
     let mut files = Vec::new();
+    let counts = variant.loop_counts();
     for part in variant.parts().into_iter().chain([variant.kernel.source()]) {
         files.push((line, part.file));
-        text.push_str(part.text);
+        text.push_str(&write_out::write_out(part.text, &counts));
         line += part.text.lines().count() as u32;
     }
     Linked { text, files }

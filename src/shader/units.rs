@@ -62,8 +62,12 @@ impl Variant {
         Some(Unit { fours, words, long: self.int64 && words > 1 })
     }
 
-    /// The text of a side: its binding, `K_FOURS` (of a unit), `load_k_unit` (the fours of a lane's unit: the nth and following that the
-    /// lane has of the row), `k_four` (which four of the row is the lane's nth).
+    /// Fours that a lane loads at a time.
+    pub(super) fn unit_fours(&self, side: Side) -> u32 {
+        if self.loads_units() { self.unit(side).map_or(1, |unit| unit.fours) } else { 1 }
+    }
+
+    /// The text of a side: its binding, `K_FOURS` (of a unit), `load_k_unit` (the fours of a unit of a row; zeros beyond it).
     pub(super) fn unit_text(&self, side: Side, text: &mut String) {
         let (k, name, binding) = match side {
             Side::K => ("k", "K", 2),
@@ -94,19 +98,11 @@ impl Variant {
         let fetched = if unit.is_some() { "fetched(); " } else { "" };
         let each: Vec<_> =
             (0..).zip(decoded).map(|(c, four)| format!("{fetched}fours[{c}] = {four};")).collect();
-        let place = match fours {
-            1 => "nth * LANES + unit_of(lane)".to_owned(),
-            _ => format!("(nth / {fours}u * LANES + unit_of(lane)) * {fours}u + nth % {fours}u"),
-        };
         let _ = writeln!(
             text,
             "const {name}_FOURS: u32 = {fours}u;
-fn {k}_four(lane: u32, nth: u32) -> u32 {{
-    return {place};
-}}
-fn load_{k}_unit(row: u32, lane: u32, nth: u32) -> array<vec4<f32>, {fours}> {{
+fn load_{k}_unit(row: u32, at: u32) -> array<vec4<f32>, {fours}> {{
     const UNITS = {name}4 / {fours}u;
-    let at = nth / {fours}u * LANES + unit_of(lane);
     var fours: array<vec4<f32>, {fours}>;
     if UNITS % LANES == 0u || at < UNITS {{
         let unit = {load};{header}

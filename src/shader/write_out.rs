@@ -1,0 +1,134 @@
+//! Writes loops out: an array that a loop indexes lies in memory, and no compiler of software adapters takes all loops apart.
+//!
+//! Mesa unrolls a loop up to some 830 instructions; SwiftShader unrolls none, and computes an index lane by lane unless it is a literal.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use super::{Side, Variant, row_fours};
+
+/// What marks a loop: `for (var i = 0u; i < COUNT; i++) { // written out`, up to the line `}` below it.
+const MARK: &str = "{ // written out";
+
+impl Variant {
+    /// Counts of loops by their names in the text of kernels of small subgroups.
+    pub(super) fn loop_counts(&self) -> Vec<(&'static str, u32)> {
+        let tile = self.tile;
+        let [k, v] = [self.spec.head_dim(), self.spec.v_head_dim()]
+            .map(|dim| row_fours(dim).div_ceil(tile.threads.max(1)));
+        let [k_fours, v_fours] = [Side::K, Side::V].map(|side| self.unit_fours(side));
+        vec![
+            ("LANES", tile.threads),
+            ("ROWS", tile.rows),
+            ("ROWS_EACH", tile.rows / tile.threads.max(1)),
+            ("KEYS", tile.keys),
+            ("KEYS_EACH", tile.keys / tile.threads.max(1)),
+            ("K_PART", k),
+            ("V_PART", v),
+            ("K_WIDE", k * tile.threads),
+            ("V_WIDE", v * tile.threads),
+            ("K_FOURS", k_fours),
+            ("V_FOURS", v_fours),
+            ("K_LOADS", k / k_fours),
+            ("V_LOADS", v / v_fours),
+        ]
+    }
+}
+
+/// `text` with each marked loop replaced by as many blocks as its count among `counts` says. Blocks after the first share the line of
+/// its end, so that lines keep their numbers. A loop of another count stays as it is.
+pub(super) fn write_out<'a>(text: &'a str, counts: &[(&str, u32)]) -> Cow<'a, str> {
+    if !text.contains(MARK) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some((name, count)) = header(line, counts) else {
+            let _ = writeln!(out, "{line}");
+            continue;
+        };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let end = format!("{indent}}}");
+        let body: Vec<&str> = lines.by_ref().take_while(|line| *line != end).collect();
+        let body = body.join("\n");
+        let body = write_out(&body, counts);
+        let _ = writeln!(out, "{indent}{{");
+        for line in body.lines() {
+            let _ = writeln!(out, "{}", replaced(line, name, 0));
+        }
+        out.push_str(&end);
+        for nth in 1..count {
+            out.push_str(" {");
+            for line in body.lines() {
+                let code = line.split("//").next().unwrap_or_default().trim();
+                let _ = write!(out, " {}", replaced(code, name, nth));
+            }
+            out.push_str(" }");
+        }
+        out.push('\n');
+    }
+    Cow::Owned(out)
+}
+
+/// Variable and count of a marked loop.
+fn header<'a>(line: &'a str, counts: &[(&str, u32)]) -> Option<(&'a str, u32)> {
+    let head = line.trim_start().strip_prefix("for (var ")?.strip_suffix(MARK)?;
+    let (name, rest) = head.split_once(" = 0u; ")?;
+    let (_, count) = rest.split(';').next()?.split_once(" < ")?;
+    let (_, count) = counts.iter().find(|(known, _)| *known == count)?;
+    Some((name, *count))
+}
+
+/// `code` with the number `nth` where it names `name`.
+fn replaced(code: &str, name: &str, nth: u32) -> String {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut out = String::with_capacity(code.len());
+    let mut rest = code;
+    while let Some(first) = rest.chars().next() {
+        let length = match is_name(first) {
+            true => rest.find(|c| !is_name(c)).unwrap_or(rest.len()),
+            false => first.len_utf8(),
+        };
+        let (word, after) = rest.split_at(length);
+        match word == name {
+            true => drop(write!(out, "{nth}u")),
+            false => out.push_str(word),
+        }
+        rest = after;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::write_out;
+
+    #[test]
+    fn marked_loops_become_blocks_and_lines_stay() {
+        let text = "\
+let a = 0;
+    for (var i = 0u; i < PART; i++) { // written out
+        // Why.
+        for (var j = 0u; j < 2u; j++) {
+            x[i] += at(i, fine); // each
+        }
+    }
+for (var j = 0u; j < PART; j++) {
+}
+";
+        let expected = "\
+let a = 0;
+    {
+        // Why.
+        for (var j = 0u; j < 2u; j++) {
+            x[0u] += at(0u, fine); // each
+        }
+    } {  for (var j = 0u; j < 2u; j++) { x[1u] += at(1u, fine); } }
+for (var j = 0u; j < PART; j++) {
+}
+";
+        assert_eq!(write_out(text, &[("PART", 2)]), expected);
+        assert_eq!(write_out(text, &[("OTHER", 2)]), text);
+    }
+}
