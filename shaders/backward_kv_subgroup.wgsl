@@ -4,10 +4,12 @@
 // the group in turn, so the sums over the group never leave the lane. The lanes load a query and the gradient of its output together,
 // each every LANES-th group of four, and broadcast their parts. No workgroup memory, no barrier.
 //
+// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
+//
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of keys and values, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
 // An item's `state` is the new token that its first key is. A row of gradients is K4 groups of a key and V4 of its value.
-// Prelude: LANES, KEYS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
+// Prelude: LANES, KEYS (a multiple of LANES), ROWS (of a step), K4 = ceil(HEAD_DIM / 4), V4.
 
 const KEYS_EACH: u32 = KEYS / LANES;
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
@@ -53,57 +55,99 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    for (var row = item.row_begin; row < item.row_end; row++) {
-        let seen = row_of(item, kv_head, row);
-        let first = first_four(item, kv_head, row);
-        let sums = packed[first + K4 + V4];
-        // The whole query and gradient in every lane: their parts are used twice.
-        var q: array<vec4<f32>, K_WIDE>;
-        var d: array<vec4<f32>, V_WIDE>;
-        var dots: array<vec4<f32>, KEYS_EACH>;
-        var d_weights: array<vec4<f32>, KEYS_EACH>;
-        for (var i = 0u; i < K_PART; i++) {
-            var mine = vec4(0.0);
-            if K4 % LANES == 0u || i * LANES + lane < K4 {
-                mine = packed[first + i * LANES + lane];
+    for (var row = item.row_begin; row < item.row_end; row += ROWS) {
+        let count = min(ROWS, item.row_end - row);
+        // All loads come before the products: each brings branches, and LLVM carries products across those through memory.
+        var seen: array<Row, ROWS>;
+        var sums: array<vec2<f32>, ROWS>;
+        var q: array<vec4<f32>, ROWS * K_PART>;
+        var d: array<vec4<f32>, ROWS * V_PART>;
+        for (var u = 0u; u < ROWS; u++) { // written out
+            let here = row + min(u, count - 1u);
+            let first = first_four(item, kv_head, here);
+            seen[u] = row_of(item, kv_head, here);
+            sums[u] = packed[first + K4 + V4].xy;
+            for (var i = 0u; i < K_PART; i++) { // written out
+                if K4 % LANES == 0u || i * LANES + lane < K4 {
+                    q[u * K_PART + i] = packed[first + i * LANES + lane];
+                }
             }
-            let part = broadcast(mine);
-            for (var j = 0u; j < LANES; j++) {
-                q[i * LANES + j] = part[j];
-                for (var e = 0u; e < KEYS_EACH; e++) {
-                    dots[e] += k[e * K_WIDE + i * LANES + j] * part[j];
+            for (var i = 0u; i < V_PART; i++) { // written out
+                if V4 % LANES == 0u || i * LANES + lane < V4 {
+                    d[u * V_PART + i] = packed[first + K4 + i * LANES + lane];
                 }
             }
         }
-        for (var i = 0u; i < V_PART; i++) {
-            var mine = vec4(0.0);
-            if V4 % LANES == 0u || i * LANES + lane < V4 {
-                mine = packed[first + K4 + i * LANES + lane];
+        var dots: array<vec4<f32>, KEYS_EACH * ROWS>;
+        for (var i = 0u; i < K_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, ROWS>;
+            for (var u = 0u; u < ROWS; u++) { // written out
+                wide[u] = broadcast(q[u * K_PART + i]);
             }
-            let part = broadcast(mine);
-            for (var j = 0u; j < LANES; j++) {
-                d[i * LANES + j] = part[j];
-                for (var e = 0u; e < KEYS_EACH; e++) {
-                    d_weights[e] += v[e * V_WIDE + i * LANES + j] * part[j];
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var e = 0u; e < KEYS_EACH; e++) { // written out
+                    for (var u = 0u; u < ROWS; u++) { // written out
+                        dots[e * ROWS + u] += k[e * K_WIDE + i * LANES + j] * wide[u][j];
+                    }
                 }
             }
         }
-        var p: array<f32, KEYS_EACH>;
-        var ds: array<f32, KEYS_EACH>;
-        for (var e = 0u; e < KEYS_EACH; e++) {
-            let s = dots[e].x + dots[e].y + dots[e].z + dots[e].w;
-            let dp = d_weights[e].x + d_weights[e].y + d_weights[e].z + d_weights[e].w;
-            p[e] = weight(logit(s, seen, item.key_begin + e * LANES + lane, PARTIAL), sums.x);
-            ds[e] = p[e] * (dp - sums.y) * scaled_slope(s);
-        }
-        for (var c = 0u; c < K_WIDE; c++) {
-            for (var e = 0u; e < KEYS_EACH; e++) {
-                dk[e * K_WIDE + c] += ds[e] * q[c];
+        var d_weights: array<vec4<f32>, KEYS_EACH * ROWS>;
+        for (var i = 0u; i < V_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, ROWS>;
+            for (var u = 0u; u < ROWS; u++) { // written out
+                wide[u] = broadcast(d[u * V_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var e = 0u; e < KEYS_EACH; e++) { // written out
+                    for (var u = 0u; u < ROWS; u++) { // written out
+                        d_weights[e * ROWS + u] += v[e * V_WIDE + i * LANES + j] * wide[u][j];
+                    }
+                }
             }
         }
-        for (var c = 0u; c < V_WIDE; c++) {
-            for (var e = 0u; e < KEYS_EACH; e++) {
-                dv[e * V_WIDE + c] += p[e] * d[c];
+        var p: array<f32, KEYS_EACH * ROWS>;
+        var ds: array<f32, KEYS_EACH * ROWS>;
+        for (var e = 0u; e < KEYS_EACH; e++) { // written out
+            for (var u = 0u; u < ROWS; u++) { // written out
+                let at = e * ROWS + u;
+                let s = dots[at].x + dots[at].y + dots[at].z + dots[at].w;
+                let dp = d_weights[at].x + d_weights[at].y + d_weights[at].z + d_weights[at].w;
+                let w = weight(logit(s, seen[u], item.key_begin + e * LANES + lane, PARTIAL), sums[u].x);
+                // Beyond the count lie none of its rows.
+                p[at] = select(0.0, w, u < count);
+                ds[at] = p[at] * (dp - sums[u].y) * scaled_slope(s);
+            }
+        }
+        // Broadcast again: a shuffle costs no more than a load of what was put aside.
+        for (var i = 0u; i < K_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, ROWS>;
+            for (var u = 0u; u < ROWS; u++) { // written out
+                wide[u] = broadcast(q[u * K_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var e = 0u; e < KEYS_EACH; e++) { // written out
+                    var sum = vec4(0.0);
+                    for (var u = 0u; u < ROWS; u++) { // written out
+                        sum += ds[e * ROWS + u] * wide[u][j];
+                    }
+                    dk[e * K_WIDE + i * LANES + j] += sum;
+                }
+            }
+        }
+        for (var i = 0u; i < V_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, ROWS>;
+            for (var u = 0u; u < ROWS; u++) { // written out
+                wide[u] = broadcast(d[u * V_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var e = 0u; e < KEYS_EACH; e++) { // written out
+                    var sum = vec4(0.0);
+                    for (var u = 0u; u < ROWS; u++) { // written out
+                        sum += p[e * ROWS + u] * wide[u][j];
+                    }
+                    dv[e * V_WIDE + i * LANES + j] += sum;
+                }
             }
         }
     }

@@ -1,18 +1,22 @@
 // Backward, queries, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T,  p = exp2(s - l),  ds = p (dO v^T - delta);  dq = scale ds k
-// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load a key and its value together, each every LANES-th
-// group of four, and broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier.
+// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load a key and its value together, a unit each, and
+// broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier.
 // Items of one row come from different shards of the cache, in dispatches of their own: each adds to what is there.
+//
+// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
 //
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of queries, 7 words, 8 table, 9 fetch counter, the last
 // two where a part uses them.
-// Prelude: LANES, ROWS (a multiple of LANES), K4 = ceil(HEAD_DIM / 4), V4.
+// Prelude: LANES, ROWS (a multiple of LANES), KEYS (of a step), K4 = ceil(HEAD_DIM / 4), V4; K_FOURS and V_FOURS (fours of a unit), with the functions that load.
 
 const ROWS_EACH: u32 = ROWS / LANES;
 const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
+const K_LOADS: u32 = K_PART / K_FOURS;
+const V_LOADS: u32 = V_PART / V_FOURS;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -43,55 +47,93 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     var cache_row = 0u;
     var run = 0u;
-    for (var key = item.key_begin; key < item.key_end; key++) {
+    var count = 0u;
+    for (var key = item.key_begin; key < item.key_end; key += count) {
         // The page table is read once a page.
         if run == 0u {
             cache_row = kv_row(item.pages, kv_head, item.origin + key);
             run = kv_run(item.origin + key);
         }
-        // The whole key in every lane: its parts are used twice.
-        var keys: array<vec4<f32>, K_WIDE>;
-        var dots: array<vec4<f32>, ROWS_EACH>;
-        for (var i = 0u; i < K_PART; i++) {
-            var part = vec4(0.0);
-            if K4 % LANES == 0u || i * LANES + lane < K4 {
-                part = load_k(cache_row, i * LANES + lane);
+        // KEYS keys of one page.
+        count = min(min(KEYS, item.key_end - key), run);
+        let first = cache_row;
+        cache_row += count;
+        run -= count;
+        // All loads come before the products: each brings branches, and LLVM carries products across those through memory.
+        var k: array<vec4<f32>, KEYS * K_PART>;
+        var v: array<vec4<f32>, KEYS * V_PART>;
+        for (var u = 0u; u < KEYS; u++) { // written out
+            for (var i = 0u; i < K_LOADS; i++) { // written out
+                let unit = load_k_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                for (var c = 0u; c < K_FOURS; c++) { // written out
+                    k[u * K_PART + i * K_FOURS + c] = unit[c];
+                }
             }
-            let k = broadcast(part);
-            for (var j = 0u; j < LANES; j++) {
-                keys[i * LANES + j] = k[j];
-                for (var r = 0u; r < ROWS_EACH; r++) {
-                    dots[r] += q[r * K_WIDE + i * LANES + j] * k[j];
+            for (var i = 0u; i < V_LOADS; i++) { // written out
+                let unit = load_v_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                for (var c = 0u; c < V_FOURS; c++) { // written out
+                    v[u * V_PART + i * V_FOURS + c] = unit[c];
                 }
             }
         }
-        var d_weights: array<vec4<f32>, ROWS_EACH>;
-        for (var i = 0u; i < V_PART; i++) {
-            var part = vec4(0.0);
-            if V4 % LANES == 0u || i * LANES + lane < V4 {
-                part = load_v(cache_row, i * LANES + lane);
+        var dots: array<vec4<f32>, ROWS_EACH * KEYS>;
+        for (var i = 0u; i < K_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, KEYS>;
+            for (var u = 0u; u < KEYS; u++) { // written out
+                wide[u] = broadcast(k[u * K_PART + i]);
             }
-            let v = broadcast(part);
-            for (var j = 0u; j < LANES; j++) {
-                for (var r = 0u; r < ROWS_EACH; r++) {
-                    d_weights[r] += d[r * V_WIDE + i * LANES + j] * v[j];
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var r = 0u; r < ROWS_EACH; r++) { // written out
+                    let x = q[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS];
+                    for (var u = 0u; u < KEYS; u++) { // written out
+                        dots[r * KEYS + u] += x * wide[u][j];
+                    }
                 }
             }
         }
-        var ds: array<f32, ROWS_EACH>;
-        for (var r = 0u; r < ROWS_EACH; r++) {
-            let s = dots[r].x + dots[r].y + dots[r].z + dots[r].w;
-            let dp = d_weights[r].x + d_weights[r].y + d_weights[r].z + d_weights[r].w;
-            let p = weight(logit(s, rows[r], key, PARTIAL), sums[r].x);
-            ds[r] = p * (dp - sums[r].y) * scaled_slope(s);
-        }
-        for (var c = 0u; c < K_WIDE; c++) {
-            for (var r = 0u; r < ROWS_EACH; r++) {
-                dq[r * K_WIDE + c] += ds[r] * keys[c];
+        var d_weights: array<vec4<f32>, ROWS_EACH * KEYS>;
+        for (var i = 0u; i < V_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, KEYS>;
+            for (var u = 0u; u < KEYS; u++) { // written out
+                wide[u] = broadcast(v[u * V_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var r = 0u; r < ROWS_EACH; r++) { // written out
+                    let x = d[r * V_WIDE + (i / V_FOURS * LANES + UNIT_OF[j]) * V_FOURS + i % V_FOURS];
+                    for (var u = 0u; u < KEYS; u++) { // written out
+                        d_weights[r * KEYS + u] += x * wide[u][j];
+                    }
+                }
             }
         }
-        cache_row++;
-        run--;
+        var ds: array<f32, ROWS_EACH * KEYS>;
+        for (var r = 0u; r < ROWS_EACH; r++) { // written out
+            for (var u = 0u; u < KEYS; u++) { // written out
+                let dot = dots[r * KEYS + u];
+                let d_weight = d_weights[r * KEYS + u];
+                let s = dot.x + dot.y + dot.z + dot.w;
+                let dp = d_weight.x + d_weight.y + d_weight.z + d_weight.w;
+                let p = weight(logit(s, rows[r], key + u, PARTIAL), sums[r].x);
+                // Beyond the count lie none of its keys.
+                ds[r * KEYS + u] = select(0.0, p * (dp - sums[r].y) * scaled_slope(s), u < count);
+            }
+        }
+        // Broadcast again: a shuffle costs no more than a load of what was put aside.
+        for (var i = 0u; i < K_PART; i++) { // written out
+            var wide: array<array<vec4<f32>, LANES>, KEYS>;
+            for (var u = 0u; u < KEYS; u++) { // written out
+                wide[u] = broadcast(k[u * K_PART + i]);
+            }
+            for (var j = 0u; j < LANES; j++) { // written out
+                for (var r = 0u; r < ROWS_EACH; r++) { // written out
+                    var sum = vec4(0.0);
+                    for (var u = 0u; u < KEYS; u++) { // written out
+                        sum += ds[r * KEYS + u] * wide[u][j];
+                    }
+                    dq[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS] += sum;
+                }
+            }
+        }
     }
 
     for (var r = 0u; r < ROWS_EACH; r++) {

@@ -13,7 +13,7 @@ use crate::spec::{Dtype, Mask};
 
 /// Largest `head_dim` and `v_head_dim` that train: beyond, gradients of a tile leave the registers.
 const MAX_DIM: u32 = 256;
-/// Largest dim of which a lane of the subgroup kernels holds several rows, or keys, with their gradients.
+/// Largest dim of which the subgroup kernels walk two keys, or rows, a step.
 const CLOSE_DIM: u32 = 64;
 /// Tokens that one workgroup stores.
 const STORE_TOKENS: u32 = 16;
@@ -80,14 +80,15 @@ impl Plan {
         );
         let (queries, keys) = match self.prefill() {
             Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {
-                // As many rows or keys a lane as the unrolled loop still fits into 32 KiB of instructions: beyond, it takes twice as long.
+                // Rows (of the other: keys) of a lane, and keys (rows) of a step, found by measuring: a step of two halves what is loaded
+                // and stored of gradients, but long rows make its text longer than caches of instructions.
                 let lanes = tile.threads;
                 let is_close = spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM;
-                let (rows, keys) = if is_close { (3, 2) } else { (1, 1) };
+                let (rows, keys, step) = if is_close { (3, 3, 2) } else { (3, 2, 1) };
                 let tile = |rows, keys| Tile { rows, keys, threads: lanes };
                 (
-                    variant(Kernel::BackwardQSubgroup, tile(lanes * rows, 1)),
-                    variant(Kernel::BackwardKvSubgroup, tile(1, lanes * keys)),
+                    variant(Kernel::BackwardQSubgroup, tile(lanes * rows, step)),
+                    variant(Kernel::BackwardKvSubgroup, tile(step, lanes * keys)),
                 )
             }
             _ => portable,

@@ -20,8 +20,6 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
     let (spec, Tile { rows, keys, threads }) = (&variant.spec, variant.tile);
     let [k4, v4] = [spec.head_dim(), spec.v_head_dim()].map(row_fours);
     let [k_parts, v_parts] = [k4, v4].map(|fours| fours.div_ceil(PART));
-    // Subgroup kernels: groups of four of a lane, and rows (or keys) of it.
-    let [k_lane, v_lane] = [k4, v4].map(|fours| fours.div_ceil(threads));
     let stage = |rows: u32| 1 + (rows * PART).div_ceil(threads);
     // A query is read element by element.
     let stage_queries = 1 + (rows * PART).div_ceil(threads) * 5;
@@ -56,7 +54,7 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
         }
         // Most loops of these are written out. A page may begin with each key, so what is done for a block of them counts for one.
         Kernel::DecodeSubgroup => (1, 3),
-        Kernel::PrefillSubgroup => (1, 1),
+        Kernel::PrefillSubgroup | Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => (1, 1),
         Kernel::BackwardQ => {
             let of_dots = 1 + stage(rows) + stage(keys) + dots(keys);
             let of_sums = 1 + stage(keys) + keys * 5;
@@ -66,11 +64,6 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
             let of_dots = 1 + stage(rows) + stage(keys) + dots(rows);
             let of_sums = 1 + stage(rows) + rows * 5;
             (rows, 1 + (k_parts + v_parts) * (of_dots + of_sums) + 6 * rows.div_ceil(PART))
-        }
-        Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => {
-            let each = rows.max(keys) / threads;
-            let of_part = 1 + threads * (1 + each);
-            (1, 1 + 2 * (k_lane + v_lane) * of_part + each)
         }
         // The others walk no keys.
         _ => (1, 1),

@@ -36,8 +36,8 @@ impl Variant {
 
     /// Whether rows are loaded by lanes together.
     pub(super) fn loads_units(&self) -> bool {
-        use super::Kernel::{DecodeSubgroup, PrefillSubgroup};
-        matches!(self.kernel, DecodeSubgroup | PrefillSubgroup)
+        use super::Kernel::{BackwardQSubgroup, DecodeSubgroup, PrefillSubgroup};
+        matches!(self.kernel, DecodeSubgroup | PrefillSubgroup | BackwardQSubgroup)
     }
 
     /// What a lane loads of a side's row at a time: the widest unit that leaves no more registers empty than fours would. None where
