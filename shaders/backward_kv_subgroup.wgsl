@@ -4,7 +4,7 @@
 // the group in turn, so the sums over the group never leave the lane. The lanes load a query and the gradient of its output together,
 // each every LANES-th group of four, and broadcast their parts. No workgroup memory, no barrier.
 //
-// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
+// Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
 //
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of keys and values, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
@@ -116,7 +116,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 let w = weight(logit(s, seen[u], item.key_begin + e * LANES + lane, PARTIAL), sums[u].x);
                 // Beyond the count lie none of its rows.
                 p[at] = select(0.0, w, u < count);
-                ds[at] = p[at] * (dp - sums[u].y) * scaled_slope(s);
+                ds[at] = select(0.0, w * (dp - sums[u].y) * scaled_slope(s), u < count);
             }
         }
         // Broadcast again: a shuffle costs no more than a load of what was put aside.

@@ -4,7 +4,7 @@
 // broadcast their parts, so a K/V element is fetched once for all rows. No workgroup memory, no barrier.
 // Items of one row come from different shards of the cache, in dispatches of their own: each adds to what is there.
 //
-// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
+// Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
 //
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of queries, 7 words, 8 table, 9 fetch counter, the last
 // two where a part uses them.
@@ -62,17 +62,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         // All loads come before the products: each brings branches, and LLVM carries products across those through memory.
         var k: array<vec4<f32>, KEYS * K_PART>;
         var v: array<vec4<f32>, KEYS * V_PART>;
+        // In the place of a key beyond the count comes the last one again, but where reads are counted.
         for (var u = 0u; u < KEYS; u++) { // written out
-            for (var i = 0u; i < K_LOADS; i++) { // written out
-                let unit = load_k_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
-                for (var c = 0u; c < K_FOURS; c++) { // written out
-                    k[u * K_PART + i * K_FOURS + c] = unit[c];
+            if !COUNTED || u < count {
+                for (var i = 0u; i < K_LOADS; i++) { // written out
+                    let unit = load_k_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                    for (var c = 0u; c < K_FOURS; c++) { // written out
+                        k[u * K_PART + i * K_FOURS + c] = unit[c];
+                    }
                 }
-            }
-            for (var i = 0u; i < V_LOADS; i++) { // written out
-                let unit = load_v_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
-                for (var c = 0u; c < V_FOURS; c++) { // written out
-                    v[u * V_PART + i * V_FOURS + c] = unit[c];
+                for (var i = 0u; i < V_LOADS; i++) { // written out
+                    let unit = load_v_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                    for (var c = 0u; c < V_FOURS; c++) { // written out
+                        v[u * V_PART + i * V_FOURS + c] = unit[c];
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@
 // Lane j keeps the logit of the block's key j, so that maximum, exponential and sum cost one vector operation for LANES keys.
 // No workgroup memory, so no barrier (but for the norms, once): on software adapters a barrier costs more than it shares.
 //
-// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
+// Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.

@@ -3,8 +3,8 @@
 // A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load KEYS keys together, a unit
 // each, and broadcast their parts, so a K/V element is fetched once for all rows, and an output loaded and stored once for all KEYS.
 // No workgroup memory, no barrier (but for the norms, once).
-// The running max moves only when a logit exceeds it by 8 (FlashAttention-4): weights stay below 2^8.
-// Loops marked so are written out by the linker: arrays that loops index lie in memory (see src/shader/write_out.rs).
+// The running max moves only when a logit of a row of the lane exceeds its own by 8 (FlashAttention-4): weights stay below 2^8.
+// Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
@@ -62,22 +62,27 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         if MAPPED {
             count = min(count, MAP_KEYS - (key - item.key_begin) % MAP_KEYS);
         }
+        if MAPPED && (key - item.key_begin) % MAP_KEYS == 0u {
+            kind = tile_kind(item, kv_head, key);
+            if kind == SKIP {
+                count = MAP_KEYS;
+                run = 0u;
+                continue;
+            }
+        }
         let first = cache_row;
         cache_row += count;
         run -= count;
-        if MAPPED && (key - item.key_begin) % MAP_KEYS == 0u {
-            kind = tile_kind(item, kv_head, key);
-        }
-        if MAPPED && kind == SKIP {
-            continue;
-        }
         // All loads come before the products: each brings branches, and LLVM carries products across those through memory.
+        // In the place of a key beyond the count comes the last one again, but where reads are counted.
         var k: array<vec4<f32>, KEYS * K_PART>;
         for (var u = 0u; u < KEYS; u++) { // written out
-            for (var i = 0u; i < K_LOADS; i++) { // written out
-                let unit = load_k_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
-                for (var c = 0u; c < K_FOURS; c++) { // written out
-                    k[u * K_PART + i * K_FOURS + c] = unit[c];
+            if !COUNTED || u < count {
+                for (var i = 0u; i < K_LOADS; i++) { // written out
+                    let unit = load_k_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                    for (var c = 0u; c < K_FOURS; c++) { // written out
+                        k[u * K_PART + i * K_FOURS + c] = unit[c];
+                    }
                 }
             }
         }
@@ -103,8 +108,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         for (var r = 0u; r < ROWS_EACH; r++) { // written out
             top[r] = m[r];
             for (var u = 0u; u < KEYS; u++) { // written out
-                let sum = sums[r * KEYS + u];
                 let at = r * KEYS + u;
+                let sum = sums[at];
                 // Beyond the count lie none of its keys.
                 s[at] = select(HIDDEN, logit(sum.x + sum.y + sum.z + sum.w, rows[r], key + u, kind), u < count);
                 top[r] = max(top[r], s[at]);
@@ -123,10 +128,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
         var v: array<vec4<f32>, KEYS * V_PART>;
         for (var u = 0u; u < KEYS; u++) { // written out
-            for (var i = 0u; i < V_LOADS; i++) { // written out
-                let unit = load_v_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
-                for (var c = 0u; c < V_FOURS; c++) { // written out
-                    v[u * V_PART + i * V_FOURS + c] = unit[c];
+            if !COUNTED || u < count {
+                for (var i = 0u; i < V_LOADS; i++) { // written out
+                    let unit = load_v_unit(first + min(u, count - 1u), i * LANES + unit_of(lane));
+                    for (var c = 0u; c < V_FOURS; c++) { // written out
+                        v[u * V_PART + i * V_FOURS + c] = unit[c];
+                    }
                 }
             }
         }

@@ -80,8 +80,8 @@ impl Plan {
         );
         let (queries, keys) = match self.prefill() {
             Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {
-                // Rows (of the other: keys) of a lane, and keys (rows) of a step, found by measuring: a step of two halves what is loaded
-                // and stored of gradients, but long rows make its text longer than caches of instructions.
+                // Rows a lane of the one, keys a lane of the other, and what a step walks, found by measuring: a step of two halves what is
+                // loaded and stored of gradients, but with long rows its text is longer than caches of instructions.
                 let lanes = tile.threads;
                 let is_close = spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM;
                 let (rows, keys, step) = if is_close { (3, 3, 2) } else { (3, 2, 1) };

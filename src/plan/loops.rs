@@ -52,8 +52,9 @@ fn iterations_of(variant: &Variant) -> (u32, u32) {
             let of_quad = 2 * (1 + rows) + 4 * (k + rows * k + v + rows * v);
             (keys, 3 + lanes / 4 * of_quad + rows * (4 + v + lanes / 4))
         }
-        // Most loops of these are written out. A page may begin with each key, so what is done for a block of them counts for one.
-        Kernel::DecodeSubgroup => (1, 3),
+        // Loops of these walks are written out, but for decode's two over the keys of a block, which a page may end after each: two passes
+        // each, the one that leaves included.
+        Kernel::DecodeSubgroup => (1, 5),
         Kernel::PrefillSubgroup | Kernel::BackwardQSubgroup | Kernel::BackwardKvSubgroup => (1, 1),
         Kernel::BackwardQ => {
             let of_dots = 1 + stage(rows) + stage(keys) + dots(keys);

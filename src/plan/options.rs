@@ -67,7 +67,7 @@ pub struct Options {
     #[cfg_attr(feature = "serde", serde(skip))]
     pub checked: bool,
     /// Count reads of K and V into [`Attention::fetch_counter`](crate::Attention::fetch_counter): slower, for proofs. While counting,
-    /// decode_teams leaves out what it otherwise reads twice, the last key in the place of those beyond the end.
+    /// kernels leave out what some of them otherwise read twice: the last key in the place of those beyond the end.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub count_fetches: bool,
     /// Queries may share one buffer with outputs and LSE, as tensors of a framework that allocates from pools do: then they are

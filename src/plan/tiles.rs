@@ -51,6 +51,9 @@ const fn row(
 /// Most rows of a lane of [`Kernel::PrefillSubgroup`] that [`Options`] may ask for.
 const MAX_LANE_ROWS: u32 = 4;
 
+/// Most rows of [`Kernel::DecodeSubgroup`] that [`Options`] may ask for.
+const MAX_DECODE_ROWS: u32 = 8;
+
 pub(super) type Choice = (Kernel, Tile);
 
 /// What a plan is made of.
@@ -122,7 +125,7 @@ impl Tiles {
 /// than caches of instructions.
 const PREFILL_KEYS: u32 = 2;
 
-/// Keys of a step of [`Kernel::DecodeSubgroup`]. What two save is outweighed by how the second is loaded, but for few rows and long ones.
+/// Keys of a step of [`Kernel::DecodeSubgroup`]. What two save is outweighed by how the second is loaded, but for one or two rows of 128.
 fn decode_keys(rows: u32, widest: u32, lanes: u32) -> u32 {
     if lanes == 8 && rows <= 2 && row_fours(widest).div_ceil(lanes) == 4 { 2 } else { 1 }
 }
@@ -151,13 +154,21 @@ impl Picker<'_> {
             |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: PREFILL_KEYS, threads: lanes });
         let each = match self.options.prefill_rows {
             Some(rows) => rows_of_lanes("options.prefill_rows", rows, lanes)?,
-            None => self.row.prefill_rows / lanes,
+            None => {
+                let each = self.row.prefill_rows / lanes;
+                reasons.push(format!(
+                    "prefill: {each} rows a lane and {PREFILL_KEYS} keys a step, so that each load serves many products"
+                ));
+                each
+            }
         };
         let prefill = across(each);
         let (group, most) = (self.spec.group(), self.row.decode_rows);
         let widest = self.spec.head_dim().max(self.spec.v_head_dim());
         let decode = match self.options.decode_rows {
-            Some(rows) if rows > most => across(rows_of_lanes("options.decode_rows", rows, lanes)?),
+            Some(rows) if rows > MAX_DECODE_ROWS => {
+                across(rows_of_lanes("options.decode_rows", rows, lanes)?)
+            }
             Some(rows) => {
                 let rows = even_tiles(group, rows);
                 (

@@ -198,9 +198,9 @@ impl std::fmt::Display for Kernel {
 /// Rows x keys that one workgroup holds at a time, and its invocations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tile {
-    /// Rows: (token, query head of the group) pairs.
+    /// Rows: (token, query head of the group) pairs; of kernels that walk rows, those of a step.
     pub rows: u32,
-    /// Keys staged together; 1 where keys are walked one by one.
+    /// Keys of a step of the walk.
     pub keys: u32,
     /// Invocations of the workgroup.
     pub threads: u32,
@@ -273,7 +273,7 @@ pub struct Linked {
 }
 
 impl Linked {
-    /// The file and its line (from 1) behind a line (from 1) of the linked text.
+    /// The file and its line (from 1; of loops written out that of their end) behind a line (from 1) of the linked text.
     pub fn locate(&self, line: u32) -> (&'static str, u32) {
         let at = self.files.partition_point(|(first, _)| *first <= line);
         match at.checked_sub(1).and_then(|i| self.files.get(i)) {

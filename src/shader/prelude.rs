@@ -68,6 +68,7 @@ impl Variant {
             ("CAUSAL", spec.causal()),
             ("ALWAYS_MERGED", spec.rotated()),
             ("MAPPED", spec.mask().is_dense()),
+            ("COUNTED", self.counted),
             ("GUARDED", spec.mask().is_dense() || self.counted),
             ("NORM", spec.qk_norm().is_some() && !self.is_embedded()),
             ("INTERLEAVED", rope.is_some_and(|r| r.pairing == crate::rope::Pairing::Interleaved)),

@@ -12,12 +12,12 @@ const MARK: &str = "{ // written out";
 
 impl Variant {
     /// Counts of loops by their names in the text of kernels of small subgroups.
-    pub(super) fn loop_counts(&self) -> Vec<(&'static str, u32)> {
+    pub(super) fn loop_counts(&self) -> [(&'static str, u32); 12] {
         let tile = self.tile;
         let [k, v] = [self.spec.head_dim(), self.spec.v_head_dim()]
             .map(|dim| row_fours(dim).div_ceil(tile.threads.max(1)));
         let [k_fours, v_fours] = [Side::K, Side::V].map(|side| self.unit_fours(side));
-        vec![
+        [
             ("LANES", tile.threads),
             ("ROWS", tile.rows),
             ("ROWS_EACH", tile.rows / tile.threads.max(1)),
@@ -25,7 +25,6 @@ impl Variant {
             ("KEYS_EACH", tile.keys / tile.threads.max(1)),
             ("K_PART", k),
             ("V_PART", v),
-            ("K_WIDE", k * tile.threads),
             ("V_WIDE", v * tile.threads),
             ("K_FOURS", k_fours),
             ("V_FOURS", v_fours),
@@ -92,7 +91,9 @@ fn replaced(code: &str, name: &str, nth: u32) -> String {
         };
         let (word, after) = rest.split_at(length);
         match word == name {
-            true => drop(write!(out, "{nth}u")),
+            true => {
+                let _ = write!(out, "{nth}u");
+            }
             false => out.push_str(word),
         }
         rest = after;
@@ -102,7 +103,33 @@ fn replaced(code: &str, name: &str, nth: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::write_out;
+    use super::{MARK, write_out};
+    use crate::shader::{Compiler, link};
+    use crate::{AttentionSpec, Caps, Class, Error, Options, Plan};
+
+    #[test]
+    fn no_marked_loop_is_left() -> Result<(), Error> {
+        for lanes in [4, 8] {
+            let caps = Caps { subgroup: Some((lanes, lanes)), class: Class::Software, ..Caps::minimal() };
+            for (group, dim) in [(1, 128), (4, 64), (8, 80)] {
+                let spec = AttentionSpec::builder(group, 1, dim).build()?;
+                let plan = Plan::new(&spec, &caps, &Options::default())?;
+                let backward = plan.backward()?;
+                for variant in [plan.prefill(), plan.decode(), &backward.queries, &backward.keys] {
+                    let text = link(variant, Compiler::Naga).text;
+                    let left: Vec<_> =
+                        text.lines().filter(|line| line.contains("for (") && line.ends_with(MARK)).collect();
+                    assert_eq!(
+                        left,
+                        Vec::<&str>::new(),
+                        "{} of {group} heads, {lanes} lanes",
+                        variant.kernel
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn marked_loops_become_blocks_and_lines_stay() {
