@@ -48,8 +48,12 @@ const fn row(
     ClassTiles { class, family, prefill_rows, decode_rows, fill, why }
 }
 
-/// Most rows of a lane of [`Kernel::PrefillSubgroup`] that [`Options`] may ask for.
+/// Most rows of a lane of [`Kernel::PrefillSubgroup`] that [`Options`] may ask for; half as many where heads are [`LONG`].
 const MAX_LANE_ROWS: u32 = 4;
+
+/// Elements beyond which [`Kernel::PrefillSubgroup`] has half as many rows: SwiftShader keeps all that its text names on the stack, and
+/// dies of 4 rows of 576 a lane.
+const LONG: u32 = 256;
 
 /// Most rows of [`Kernel::DecodeSubgroup`] that [`Options`] may ask for.
 const MAX_DECODE_ROWS: u32 = 8;
@@ -152,10 +156,12 @@ impl Picker<'_> {
         }
         let across =
             |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: PREFILL_KEYS, threads: lanes });
+        let widest = self.spec.head_dim().max(self.spec.v_head_dim());
+        let full = if widest <= LONG { self.row.prefill_rows } else { self.row.prefill_rows / 2 };
         let each = match self.options.prefill_rows {
-            Some(rows) => rows_of_lanes("options.prefill_rows", rows, lanes)?,
+            Some(rows) => self.rows_of_lanes("options.prefill_rows", rows, lanes)?,
             None => {
-                let each = self.row.prefill_rows / lanes;
+                let each = full / lanes;
                 reasons.push(format!(
                     "prefill: {each} rows a lane and {PREFILL_KEYS} keys a step, so that each load serves many products"
                 ));
@@ -164,10 +170,9 @@ impl Picker<'_> {
         };
         let prefill = across(each);
         let (group, most) = (self.spec.group(), self.row.decode_rows);
-        let widest = self.spec.head_dim().max(self.spec.v_head_dim());
         let decode = match self.options.decode_rows {
             Some(rows) if rows > MAX_DECODE_ROWS => {
-                across(rows_of_lanes("options.decode_rows", rows, lanes)?)
+                across(self.rows_of_lanes("options.decode_rows", rows, lanes)?)
             }
             Some(rows) => {
                 let rows = even_tiles(group, rows);
@@ -186,7 +191,7 @@ impl Picker<'_> {
                 )
             }
             None => {
-                let decode = across(even_tiles(group, 16).div_ceil(lanes));
+                let decode = across(even_tiles(group, full).div_ceil(lanes));
                 reasons.push(format!(
                     "decode: {group} rows of a group fill the lanes, rows lie across them {} at a time",
                     decode.1.rows
@@ -195,6 +200,19 @@ impl Picker<'_> {
             }
         };
         Ok((prefill, decode))
+    }
+
+    /// Rows of a lane of [`Kernel::PrefillSubgroup`], as an option asks for.
+    fn rows_of_lanes(&self, field: &'static str, rows: u32, lanes: u32) -> Result<u32, Error> {
+        let widest = self.spec.head_dim().max(self.spec.v_head_dim());
+        let most = if widest <= LONG { MAX_LANE_ROWS } else { MAX_LANE_ROWS / 2 };
+        match rows / lanes {
+            each if (1..=most).contains(&each) && rows.is_multiple_of(lanes) => Ok(each),
+            _ => {
+                let needed = format!("it must be 1 to {most} times the {lanes} lanes of a subgroup here");
+                Err(Error::field(field, rows, needed))
+            }
+        }
     }
 
     /// Kernels that share tiles in workgroup memory, and the one whose teams hold rows in registers.
@@ -353,18 +371,6 @@ impl Picker<'_> {
 const TEAM_THREADS: u32 = 64;
 /// Most rows of [`Kernel::Prefill`]: 256 invocations.
 const MAX_PREFILL_ROWS: u32 = 128;
-
-/// How many rows a lane has when `lanes` of them share `rows`.
-fn rows_of_lanes(field: &'static str, rows: u32, lanes: u32) -> Result<u32, Error> {
-    match rows / lanes {
-        each @ 1..=MAX_LANE_ROWS if rows.is_multiple_of(lanes) => Ok(each),
-        _ => {
-            let needed =
-                format!("it must be 1 to {MAX_LANE_ROWS} times the {lanes} lanes of a subgroup here");
-            Err(Error::field(field, rows, needed))
-        }
-    }
-}
 
 /// Rows of a tile when `rows` are cut evenly into tiles of at most `most`.
 pub(super) fn even_tiles(rows: u32, most: u32) -> u32 {
