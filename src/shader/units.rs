@@ -52,7 +52,7 @@ impl Variant {
             return None;
         }
         let (row, lanes, bits) = (row_fours(dim), self.tile.threads, dtype.bits_per_element());
-        // SwiftShader, of 4 lanes, computes every index that it is given: simple ones serve it better than wide units.
+        // SwiftShader, of 4 lanes, was slower with wide units (measured before loops were written out).
         let fours = [4, 2, 1].into_iter().filter(|fours| lanes == 8 || *fours == 1).find(|fours| {
             let registers = (row / fours).div_ceil(lanes) * fours;
             let whole = row % fours == 0 && (fours * bits) % 8 == 0;

@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 
 use super::{Side, Variant, row_fours};
 
-/// What marks a loop: `for (var i = 0u; i < COUNT; i++) { // written out`, up to the line `}` below it.
+/// What marks a loop: `for (var i = 0u; i < COUNT; i++) { // written out`, up to the line `}` below it. No `break` or `continue` of its own, no blank line at
+/// its end.
 const MARK: &str = "{ // written out";
 
 impl Variant {
