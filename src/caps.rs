@@ -59,6 +59,9 @@ pub struct Caps {
     /// Iterations of all its loops together after which those of an invocation end, done or not, where a driver counts them: lavapipe
     /// and llvmpipe of Mesa 22.3 do, at 65,535, and report nothing; those before 25 are treated alike.
     pub loop_iterations: Option<u32>,
+    /// Vector registers that the code of a software adapter has: as many as the processor, 16 (AVX2) or 32 (AVX-512, ARM). Of GPUs, where
+    /// it says nothing, 16.
+    pub vector_registers: u32,
     /// What kind of device it is.
     pub class: Class,
 }
@@ -79,6 +82,7 @@ impl Caps {
             int64: false,
             cooperative_matrix: false,
             loop_iterations: None,
+            vector_registers: 16,
             class: Class::Discrete,
         }
     }
@@ -110,6 +114,9 @@ impl std::fmt::Display for Caps {
                 f,
                 "loops              {iterations} iterations of an invocation, a fault of the driver"
             )?;
+        }
+        if self.class == Class::Software {
+            writeln!(f, "vector registers   {}, of the processor", self.vector_registers)?;
         }
         write!(f, "class              {}", self.class)
     }

@@ -35,6 +35,7 @@ impl Caps {
             int64: features.contains(wgpu::Features::SHADER_INT64),
             cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
             loop_iterations: loop_iterations(&info),
+            vector_registers: if class == Class::Software { vector_registers() } else { 16 },
             class,
         }
     }
@@ -58,6 +59,15 @@ fn loop_iterations(info: &wgpu::AdapterInfo) -> Option<u32> {
     let version =
         info.driver_info.split("Mesa ").nth(1).and_then(|rest| rest.split('.').next()?.parse().ok());
     (info.name.starts_with("llvmpipe") && version.is_none_or(|major: u32| major < 25)).then_some(65_535)
+}
+
+/// Vector registers of this processor, which is the one that a software adapter compiles for: wgpu does not tell.
+fn vector_registers() -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512vl") {
+        return 32;
+    }
+    if cfg!(target_arch = "aarch64") { 32 } else { 16 }
 }
 
 /// A device request for `adapter`: its own limits, and those of [`WANTED_FEATURES`] that it has.

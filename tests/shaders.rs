@@ -23,7 +23,7 @@ fn adapters() -> Vec<Caps> {
         Caps { unpack_f16: true, ..minimal.clone() },
         Caps { subgroup: Some((16, 32)), f16: true, cooperative_matrix: true, ..gpu.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, ..software.clone() },
-        Caps { subgroup: Some((8, 8)), f16: true, int64: true, ..software.clone() },
+        Caps { subgroup: Some((8, 8)), f16: true, int64: true, vector_registers: 32, ..software.clone() },
         Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software },
         minimal,
         gpu,

@@ -213,6 +213,7 @@ fn caps(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<Caps> 
         int64: false,
         cooperative_matrix: has_matrices(instance, physical)?,
         loop_iterations: None,
+        vector_registers: 16,
         class: Class::Discrete,
     })
 }

@@ -125,13 +125,19 @@ impl Tiles {
     }
 }
 
+/// Registers with which vectors of 8 lanes walk two keys a step: with 16, what two keep alive goes to memory, which costs more than they save.
+const TWO_KEY_REGISTERS: u32 = 32;
+
 /// Keys of a step of [`Kernel::PrefillSubgroup`]: outputs lie in memory, and are loaded and stored once for both. The text of three is longer
-/// than caches of instructions.
-const PREFILL_KEYS: u32 = 2;
+/// than caches of instructions. Of 4 lanes all lies in memory, whatever the registers (SwiftShader).
+pub(super) fn prefill_keys(caps: &Caps, lanes: u32) -> u32 {
+    if lanes == 4 || caps.vector_registers >= TWO_KEY_REGISTERS { 2 } else { 1 }
+}
 
 /// Keys of a step of [`Kernel::DecodeSubgroup`]. What two save is outweighed by how the second is loaded, but for one or two rows of 128.
-fn decode_keys(rows: u32, widest: u32, lanes: u32) -> u32 {
-    if lanes == 8 && rows <= 2 && row_fours(widest).div_ceil(lanes) == 4 { 2 } else { 1 }
+fn decode_keys(caps: &Caps, (rows, lanes): (u32, u32), widest: u32) -> u32 {
+    let fits = lanes == 8 && caps.vector_registers >= TWO_KEY_REGISTERS;
+    if fits && rows <= 2 && row_fours(widest).div_ceil(lanes) == 4 { 2 } else { 1 }
 }
 
 struct Picker<'a> {
@@ -154,16 +160,21 @@ impl Picker<'_> {
                 "K and V are loaded up to 16 bytes at a time, as {numbers}: a load costs per lane and component"
             ));
         }
-        let across =
-            |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys: PREFILL_KEYS, threads: lanes });
+        let keys = prefill_keys(self.caps, lanes);
+        let across = |each| (Kernel::PrefillSubgroup, Tile { rows: lanes * each, keys, threads: lanes });
         let widest = self.spec.head_dim().max(self.spec.v_head_dim());
+        let few = |rows| {
+            let keys = decode_keys(self.caps, (rows, lanes), widest);
+            (Kernel::DecodeSubgroup, Tile { rows, keys, threads: lanes })
+        };
         let full = if widest <= LONG { self.row.prefill_rows } else { self.row.prefill_rows / 2 };
         let each = match self.options.prefill_rows {
             Some(rows) => self.rows_of_lanes("options.prefill_rows", rows, lanes)?,
             None => {
                 let each = full / lanes;
                 reasons.push(format!(
-                    "prefill: {each} rows a lane and {PREFILL_KEYS} keys a step, so that each load serves many products"
+                    "prefill: {each} rows a lane, so that each load serves many products; keys a step: {keys}, with {} vector registers",
+                    self.caps.vector_registers
                 ));
                 each
             }
@@ -174,21 +185,12 @@ impl Picker<'_> {
             Some(rows) if rows > MAX_DECODE_ROWS => {
                 across(self.rows_of_lanes("options.decode_rows", rows, lanes)?)
             }
-            Some(rows) => {
-                let rows = even_tiles(group, rows);
-                (
-                    Kernel::DecodeSubgroup,
-                    Tile { rows, keys: decode_keys(rows, widest, lanes), threads: lanes },
-                )
-            }
+            Some(rows) => few(even_tiles(group, rows)),
             None if group <= most => {
                 reasons.push(format!(
                     "decode: the {group} rows of a group fit the registers, elements lie across lanes"
                 ));
-                (
-                    Kernel::DecodeSubgroup,
-                    Tile { rows: group, keys: decode_keys(group, widest, lanes), threads: lanes },
-                )
+                few(group)
             }
             None => {
                 let decode = across(even_tiles(group, full).div_ceil(lanes));

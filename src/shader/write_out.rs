@@ -110,8 +110,9 @@ mod tests {
 
     #[test]
     fn no_marked_loop_is_left() -> Result<(), Error> {
-        for lanes in [4, 8] {
-            let caps = Caps { subgroup: Some((lanes, lanes)), class: Class::Software, ..Caps::minimal() };
+        for (lanes, vector_registers) in [(4, 16), (8, 16), (8, 32)] {
+            let subgroup = Some((lanes, lanes));
+            let caps = Caps { subgroup, vector_registers, class: Class::Software, ..Caps::minimal() };
             for (group, dim) in [(1, 128), (4, 64), (8, 80)] {
                 let spec = AttentionSpec::builder(group, 1, dim).build()?;
                 let plan = Plan::new(&spec, &caps, &Options::default())?;
