@@ -59,7 +59,7 @@ pub struct Caps {
     /// Iterations of all its loops together after which those of an invocation end, done or not, where a driver counts them: lavapipe
     /// and llvmpipe of Mesa 22.3 do, at 65,535, and report nothing; those before 25 are treated alike.
     pub loop_iterations: Option<u32>,
-    /// Vector registers that the code of a software adapter has: as many as the processor, 16 (AVX2) or 32 (AVX-512, ARM). Of GPUs, where
+    /// Vector registers that the code of a software adapter has: as many as the processor has, 16 (AVX2) or 32 (AVX-512, ARM). Of GPUs, where
     /// it says nothing, 16.
     pub vector_registers: u32,
     /// What kind of device it is.

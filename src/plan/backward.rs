@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::loops::longest_walk;
-use super::tiles::prefill_keys;
 use super::work::{cut, fold};
 use super::{FLAT_THREADS, Plan, StepInput, StepSequence};
 use crate::error::Error;
@@ -83,10 +82,10 @@ impl Plan {
             Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {
                 // Rows a lane of the one, keys a lane of the other, and what a step walks, found by measuring: a step of two halves what is
                 // loaded and stored of gradients, but with long rows its text is longer than caches of instructions, and with few
-                // registers it loses as in `prefill_keys`.
+                // registers it loses, as it does for prefill.
                 let lanes = tile.threads;
                 let is_close = spec.head_dim().max(spec.v_head_dim()) <= CLOSE_DIM;
-                let (rows, keys, step) = match (is_close, prefill_keys(&self.caps, lanes)) {
+                let (rows, keys, step) = match (is_close, tile.keys) {
                     (true, 1) => (2, 2, 1),
                     (true, _) => (3, 3, 2),
                     (false, _) => (3, 2, 1),

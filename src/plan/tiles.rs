@@ -130,7 +130,7 @@ const TWO_KEY_REGISTERS: u32 = 32;
 
 /// Keys of a step of [`Kernel::PrefillSubgroup`]: outputs lie in memory, and are loaded and stored once for both. The text of three is longer
 /// than caches of instructions. Of 4 lanes all lies in memory, whatever the registers (SwiftShader).
-pub(super) fn prefill_keys(caps: &Caps, lanes: u32) -> u32 {
+fn prefill_keys(caps: &Caps, lanes: u32) -> u32 {
     if lanes == 4 || caps.vector_registers >= TWO_KEY_REGISTERS { 2 } else { 1 }
 }
 

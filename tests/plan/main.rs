@@ -313,20 +313,22 @@ fn a_class_has_its_row_of_the_table_and_options_have_the_last_word() {
 fn keys_of_a_step_fit_the_registers_of_a_software_adapter() {
     let [software, ..] = caps();
     let of = |lanes, vector_registers, heads| {
-        let spec = AttentionSpec::builder(heads, 8, 128).build().unwrap();
         let caps = Caps { subgroup: Some((lanes, lanes)), vector_registers, ..software.clone() };
-        let plan = Plan::new(&spec, &caps, &Options::default()).unwrap();
-        let backward = plan.backward().unwrap();
-        [plan.prefill(), plan.decode(), &backward.queries].map(|variant| variant.tile.keys)
+        let [long, close] = [128, 64].map(|dim| {
+            let spec = AttentionSpec::builder(heads, 8, dim).build().unwrap();
+            Plan::new(&spec, &caps, &Options::default()).unwrap()
+        });
+        let backward = close.backward().unwrap();
+        [long.prefill(), long.decode(), &backward.queries].map(|variant| variant.tile.keys)
     };
-    // Groups of four: only prefill walks two.
+    // Groups of four: decode walks one at a time.
     assert_eq!(of(8, 16, 32), [1, 1, 1]);
-    assert_eq!(of(8, 32, 32), [2, 1, 1]);
-    // Groups of one: decode, too.
+    assert_eq!(of(8, 32, 32), [2, 1, 2]);
+    // Groups of one.
     assert_eq!(of(8, 16, 8), [1, 1, 1]);
-    assert_eq!(of(8, 32, 8), [2, 2, 1]);
+    assert_eq!(of(8, 32, 8), [2, 2, 2]);
     // What 4 lanes name lies in memory, whatever the registers.
-    assert_eq!(of(4, 16, 8), [2, 1, 1]);
+    assert_eq!(of(4, 16, 8), [2, 1, 2]);
 }
 
 #[test]
