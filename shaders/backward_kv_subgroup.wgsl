@@ -16,6 +16,13 @@ const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
+const K_TURNS: u32 = max(KEYS_EACH * K_WIDE, ROLLED);
+const V_TURNS: u32 = max(KEYS_EACH * V_WIDE, ROLLED);
+
+// First group of the gradients of the item's nth key.
+fn gradient_row(item: WorkItem, kv_head: u32, nth: u32) -> u32 {
+    return ((item.state + nth) * KV_HEADS + kv_head) * (K4 + V4);
+}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -26,31 +33,31 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     let item = work.items[index];
     let kv_head = workgroup.y;
 
+    var k_loaded: array<vec4<f32>, K_TURNS>;
+    for (var i = 0u; i < K_TURNS; i++) {
+        let key = item.key_begin + i / K_WIDE * LANES + lane;
+        if key < item.key_end && i % K_WIDE < K4 {
+            k_loaded[i] = load_k(kv_row(item.pages, kv_head, item.origin + key), i % K_WIDE);
+        }
+    }
+    var v_loaded: array<vec4<f32>, V_TURNS>;
+    for (var i = 0u; i < V_TURNS; i++) {
+        let key = item.key_begin + i / V_WIDE * LANES + lane;
+        if key < item.key_end && i % V_WIDE < V4 {
+            v_loaded[i] = load_v(kv_row(item.pages, kv_head, item.origin + key), i % V_WIDE);
+        }
+    }
     var k: array<vec4<f32>, KEYS_EACH * K_WIDE>;
     var v: array<vec4<f32>, KEYS_EACH * V_WIDE>;
     var dk: array<vec4<f32>, KEYS_EACH * K_WIDE>;
     var dv: array<vec4<f32>, KEYS_EACH * V_WIDE>;
-    for (var e = 0u; e < KEYS_EACH; e++) {
-        let key = item.key_begin + e * LANES + lane;
-        let here = key < item.key_end;
-        var cache_row = 0u;
-        if here {
-            cache_row = kv_row(item.pages, kv_head, item.origin + key);
-        }
-        for (var c = 0u; c < K_WIDE; c++) {
-            var four = vec4(0.0);
-            if here && c < K4 {
-                four = load_k(cache_row, c);
-            }
-            k[e * K_WIDE + c] = four;
+    for (var e = 0u; e < KEYS_EACH; e++) { // written out
+        for (var c = 0u; c < K_WIDE; c++) { // written out
+            k[e * K_WIDE + c] = k_loaded[e * K_WIDE + c];
             dk[e * K_WIDE + c] = vec4(0.0);
         }
-        for (var c = 0u; c < V_WIDE; c++) {
-            var four = vec4(0.0);
-            if here && c < V4 {
-                four = load_v(cache_row, c);
-            }
-            v[e * V_WIDE + c] = four;
+        for (var c = 0u; c < V_WIDE; c++) { // written out
+            v[e * V_WIDE + c] = v_loaded[e * V_WIDE + c];
             dv[e * V_WIDE + c] = vec4(0.0);
         }
     }
@@ -152,16 +159,26 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    for (var e = 0u; e < KEYS_EACH; e++) {
-        let nth = e * LANES + lane;
-        if item.key_begin + nth < item.key_end {
-            let first = ((item.state + nth) * KV_HEADS + kv_head) * (K4 + V4);
-            for (var c = 0u; c < K4; c++) {
-                gradients[first + c] += dk[e * K_WIDE + c];
-            }
-            for (var c = 0u; c < V4; c++) {
-                gradients[first + K4 + c] += dv[e * V_WIDE + c];
-            }
+    var k_sum: array<vec4<f32>, K_TURNS>;
+    var v_sum: array<vec4<f32>, V_TURNS>;
+    for (var e = 0u; e < KEYS_EACH; e++) { // written out
+        for (var c = 0u; c < K_WIDE; c++) { // written out
+            k_sum[e * K_WIDE + c] = dk[e * K_WIDE + c];
+        }
+        for (var c = 0u; c < V_WIDE; c++) { // written out
+            v_sum[e * V_WIDE + c] = dv[e * V_WIDE + c];
+        }
+    }
+    for (var i = 0u; i < K_TURNS; i++) {
+        let nth = i / K_WIDE * LANES + lane;
+        if item.key_begin + nth < item.key_end && i % K_WIDE < K4 {
+            gradients[gradient_row(item, kv_head, nth) + i % K_WIDE] += k_sum[i];
+        }
+    }
+    for (var i = 0u; i < V_TURNS; i++) {
+        let nth = i / V_WIDE * LANES + lane;
+        if item.key_begin + nth < item.key_end && i % V_WIDE < V4 {
+            gradients[gradient_row(item, kv_head, nth) + K4 + i % V_WIDE] += v_sum[i];
         }
     }
 }

@@ -17,6 +17,8 @@ const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
 const K_LOADS: u32 = K_PART / K_FOURS;
 const V_LOADS: u32 = V_PART / V_FOURS;
+const Q_TURNS: u32 = max(ROWS_EACH * K_WIDE, ROLLED);
+const D_TURNS: u32 = max(ROWS_EACH * V_WIDE, ROLLED);
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -27,21 +29,29 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
     let item = work.items[index];
     let kv_head = workgroup.y;
 
+    var q_loaded: array<vec4<f32>, Q_TURNS>;
+    for (var i = 0u; i < Q_TURNS; i++) {
+        q_loaded[i] = q_four(item, kv_head, item.row_begin + i / K_WIDE * LANES + lane, i % K_WIDE);
+    }
+    var d_loaded: array<vec4<f32>, D_TURNS>;
+    for (var i = 0u; i < D_TURNS; i++) {
+        d_loaded[i] = d_four(item, kv_head, item.row_begin + i / V_WIDE * LANES + lane, i % V_WIDE);
+    }
     var q: array<vec4<f32>, ROWS_EACH * K_WIDE>;
     var d: array<vec4<f32>, ROWS_EACH * V_WIDE>;
     var dq: array<vec4<f32>, ROWS_EACH * K_WIDE>;
     var rows: array<Row, ROWS_EACH>;
     var sums: array<vec2<f32>, ROWS_EACH>;
-    for (var r = 0u; r < ROWS_EACH; r++) {
+    for (var r = 0u; r < ROWS_EACH; r++) { // written out
         let row = item.row_begin + r * LANES + lane;
         rows[r] = row_of(item, kv_head, row);
         sums[r] = sums_of(item, kv_head, row);
-        for (var c = 0u; c < K_WIDE; c++) {
-            q[r * K_WIDE + c] = q_four(item, kv_head, row, c);
+        for (var c = 0u; c < K_WIDE; c++) { // written out
+            q[r * K_WIDE + c] = q_loaded[r * K_WIDE + c];
             dq[r * K_WIDE + c] = vec4(0.0);
         }
-        for (var c = 0u; c < V_WIDE; c++) {
-            d[r * V_WIDE + c] = d_four(item, kv_head, row, c);
+        for (var c = 0u; c < V_WIDE; c++) { // written out
+            d[r * V_WIDE + c] = d_loaded[r * V_WIDE + c];
         }
     }
 
@@ -139,13 +149,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    for (var r = 0u; r < ROWS_EACH; r++) {
-        let row = item.row_begin + r * LANES + lane;
-        if row < item.row_end {
-            let first = row_index(item, kv_head, row) * K4;
-            for (var c = 0u; c < K4; c++) {
-                gradients[first + c] += dq[r * K_WIDE + c];
-            }
+    var sum: array<vec4<f32>, Q_TURNS>;
+    for (var r = 0u; r < ROWS_EACH; r++) { // written out
+        for (var c = 0u; c < K_WIDE; c++) { // written out
+            sum[r * K_WIDE + c] = dq[r * K_WIDE + c];
+        }
+    }
+    for (var i = 0u; i < Q_TURNS; i++) {
+        let row = item.row_begin + i / K_WIDE * LANES + lane;
+        if row < item.row_end && i % K_WIDE < K4 {
+            gradients[row_index(item, kv_head, row) * K4 + i % K_WIDE] += sum[i];
         }
     }
 }

@@ -16,6 +16,8 @@ const K_PART: u32 = (K4 + LANES - 1u) / LANES;
 const V_PART: u32 = (V4 + LANES - 1u) / LANES;
 const K_LOADS: u32 = K_PART / K_FOURS;
 const V_LOADS: u32 = V_PART / V_FOURS;
+const Q_TURNS: u32 = max(ROWS * K_PART, ROLLED);
+const O_TURNS: u32 = max(ROWS * V_PART, ROLLED);
 
 // Which four of a row is a lane's nth.
 fn k_four(lane: u32, nth: u32) -> u32 {
@@ -56,19 +58,23 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     measure_queries(item, kv_head, lane);
 
+    var loaded: array<vec4<f32>, Q_TURNS>;
+    for (var i = 0u; i < Q_TURNS; i++) {
+        loaded[i] = query_four(item, kv_head, item.row_begin + i / K_PART, k_four(lane, i % K_PART));
+    }
     var q: array<vec4<f32>, ROWS * K_PART>;
     var o: array<vec4<f32>, ROWS * V_PART>;
     var m: array<f32, ROWS>;
     var d: array<f32, ROWS>;
     var rows: array<Row, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // written out
         rows[r] = row_of(item, kv_head, item.row_begin + r);
         m[r] = HIDDEN;
         d[r] = 0.0;
-        for (var i = 0u; i < K_PART; i++) {
-            q[r * K_PART + i] = query_four(item, kv_head, item.row_begin + r, k_four(lane, i));
+        for (var i = 0u; i < K_PART; i++) { // written out
+            q[r * K_PART + i] = loaded[r * K_PART + i];
         }
-        for (var i = 0u; i < V_PART; i++) {
+        for (var i = 0u; i < V_PART; i++) { // written out
             o[r * V_PART + i] = vec4(0.0);
         }
     }
@@ -156,16 +162,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        d[r] = lanes_add(d[r]);
-    }
 
-    for (var r = 0u; r < ROWS; r++) {
-        for (var i = 0u; i < V_PART; i++) {
-            emit(item, kv_head, item.row_begin + r, v_four(lane, i), o[r * V_PART + i], vec2(m[r], d[r]));
+    var outs: array<vec4<f32>, O_TURNS>;
+    var sums: array<vec2<f32>, O_TURNS>;
+    for (var r = 0u; r < ROWS; r++) { // written out
+        sums[r] = vec2(m[r], lanes_add(d[r]));
+        for (var i = 0u; i < V_PART; i++) { // written out
+            outs[r * V_PART + i] = o[r * V_PART + i];
         }
-        if lane == 0u {
-            emit_sums(item, kv_head, item.row_begin + r, vec2(m[r], d[r]));
+    }
+    for (var i = 0u; i < O_TURNS; i++) {
+        let r = i / V_PART;
+        emit(item, kv_head, item.row_begin + r, v_four(lane, i % V_PART), outs[i], sums[r]);
+        if lane == 0u && i % V_PART == 0u {
+            emit_sums(item, kv_head, item.row_begin + r, sums[r]);
         }
     }
 }

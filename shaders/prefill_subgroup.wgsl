@@ -17,6 +17,8 @@ const K_WIDE: u32 = K_PART * LANES;
 const V_WIDE: u32 = V_PART * LANES;
 const K_LOADS: u32 = K_PART / K_FOURS;
 const V_LOADS: u32 = V_PART / V_FOURS;
+const Q_TURNS: u32 = max(ROWS_EACH * K_WIDE, ROLLED);
+const O_TURNS: u32 = max(ROWS_EACH * V_WIDE, ROLLED);
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -29,20 +31,23 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     measure_queries(item, kv_head, lane);
 
+    var loaded: array<vec4<f32>, Q_TURNS>;
+    for (var i = 0u; i < Q_TURNS; i++) {
+        loaded[i] = query_four(item, kv_head, item.row_begin + i / K_WIDE * LANES + lane, i % K_WIDE);
+    }
     var q: array<vec4<f32>, ROWS_EACH * K_WIDE>;
     var o: array<vec4<f32>, ROWS_EACH * V_WIDE>;
     var m: array<f32, ROWS_EACH>;
     var d: array<f32, ROWS_EACH>;
     var rows: array<Row, ROWS_EACH>;
-    for (var r = 0u; r < ROWS_EACH; r++) {
-        let row = item.row_begin + r * LANES + lane;
-        rows[r] = row_of(item, kv_head, row);
+    for (var r = 0u; r < ROWS_EACH; r++) { // written out
+        rows[r] = row_of(item, kv_head, item.row_begin + r * LANES + lane);
         m[r] = HIDDEN;
         d[r] = 0.0;
-        for (var c = 0u; c < K_WIDE; c++) {
-            q[r * K_WIDE + c] = query_four(item, kv_head, row, c);
+        for (var c = 0u; c < K_WIDE; c++) { // written out
+            q[r * K_WIDE + c] = loaded[r * K_WIDE + c];
         }
-        for (var c = 0u; c < V_WIDE; c++) {
+        for (var c = 0u; c < V_WIDE; c++) { // written out
             o[r * V_WIDE + c] = vec4(0.0);
         }
     }
@@ -161,11 +166,19 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    for (var r = 0u; r < ROWS_EACH; r++) {
-        let row = item.row_begin + r * LANES + lane;
-        for (var c = 0u; c < V4; c++) {
-            emit(item, kv_head, row, c, o[r * V_WIDE + c], vec2(m[r], d[r]));
+    var done: array<vec4<f32>, O_TURNS>;
+    var sums_of: array<vec2<f32>, O_TURNS>;
+    for (var r = 0u; r < ROWS_EACH; r++) { // written out
+        sums_of[r] = vec2(m[r], d[r]);
+        for (var c = 0u; c < V_WIDE; c++) { // written out
+            done[r * V_WIDE + c] = o[r * V_WIDE + c];
         }
-        emit_sums(item, kv_head, row, vec2(m[r], d[r]));
+    }
+    for (var i = 0u; i < O_TURNS; i++) {
+        let row = item.row_begin + i / V_WIDE * LANES + lane;
+        emit(item, kv_head, row, i % V_WIDE, done[i], sums_of[i / V_WIDE]);
+        if i % V_WIDE == 0u {
+            emit_sums(item, kv_head, row, sums_of[i / V_WIDE]);
+        }
     }
 }

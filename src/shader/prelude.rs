@@ -6,6 +6,10 @@ use super::{Kernel, TableLayout, Variant, row_fours, team_lanes};
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST};
 use crate::spec::{Dtype, Mask, RowLayout, hides};
 
+/// Turns of a loop that Mesa does not unroll: it unrolls up to 32. A loop around loads has branches for every lane, so unrolled it takes
+/// LLVM seconds; kernels of small subgroups give such loops before and behind their walk at least these.
+const ROLLED: u32 = 33;
+
 impl Variant {
     /// Constants of the spec and the tile.
     pub(super) fn prelude(&self, text: &mut String) {
@@ -46,6 +50,7 @@ impl Variant {
             ("THREADS", self.tile.threads),
             ("LANES", self.tile.threads),
             ("TEAM", team),
+            ("ROLLED", ROLLED),
             ("MAX_WORKGROUPS", self.workgroups),
             ("WHOLE", crate::params::WHOLE),
             ("MAP_KEYS", MAP_KEYS),

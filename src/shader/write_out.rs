@@ -13,7 +13,7 @@ const MARK: &str = "{ // written out";
 
 impl Variant {
     /// Counts of loops by their names in the text of kernels of small subgroups.
-    pub(super) fn loop_counts(&self) -> [(&'static str, u32); 12] {
+    pub(super) fn loop_counts(&self) -> [(&'static str, u32); 13] {
         let tile = self.tile;
         let [k, v] = [self.spec.head_dim(), self.spec.v_head_dim()]
             .map(|dim| row_fours(dim).div_ceil(tile.threads.max(1)));
@@ -27,6 +27,7 @@ impl Variant {
             ("K_PART", k),
             ("V_PART", v),
             ("V_WIDE", v * tile.threads),
+            ("K_WIDE", k * tile.threads),
             ("K_FOURS", k_fours),
             ("V_FOURS", v_fours),
             ("K_LOADS", k / k_fours),
