@@ -58,12 +58,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
 
     measure_queries(item, kv_head, lane);
 
-    var loaded: array<vec4<f32>, Q_TURNS>;
+    var q: array<vec4<f32>, Q_TURNS>;
     for (var i = 0u; i < Q_TURNS; i++) {
-        loaded[i] = query_four(item, kv_head, item.row_begin + i / K_PART, k_four(lane, i % K_PART));
+        q[i] = query_four(item, kv_head, item.row_begin + i / K_PART, k_four(lane, i % K_PART));
     }
-    var q: array<vec4<f32>, ROWS * K_PART>;
-    var o: array<vec4<f32>, ROWS * V_PART>;
+    var o: array<vec4<f32>, O_TURNS>;
     var m: array<f32, ROWS>;
     var d: array<f32, ROWS>;
     var rows: array<Row, ROWS>;
@@ -71,9 +70,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         rows[r] = row_of(item, kv_head, item.row_begin + r);
         m[r] = HIDDEN;
         d[r] = 0.0;
-        for (var i = 0u; i < K_PART; i++) { // written out
-            q[r * K_PART + i] = loaded[r * K_PART + i];
-        }
         for (var i = 0u; i < V_PART; i++) { // written out
             o[r * V_PART + i] = vec4(0.0);
         }
@@ -163,17 +159,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    var outs: array<vec4<f32>, O_TURNS>;
     var sums: array<vec2<f32>, O_TURNS>;
     for (var r = 0u; r < ROWS; r++) { // written out
         sums[r] = vec2(m[r], lanes_add(d[r]));
-        for (var i = 0u; i < V_PART; i++) { // written out
-            outs[r * V_PART + i] = o[r * V_PART + i];
-        }
     }
     for (var i = 0u; i < O_TURNS; i++) {
         let r = i / V_PART;
-        emit(item, kv_head, item.row_begin + r, v_four(lane, i % V_PART), outs[i], sums[r]);
+        emit(item, kv_head, item.row_begin + r, v_four(lane, i % V_PART), o[i], sums[r]);
         if lane == 0u && i % V_PART == 0u {
             emit_sums(item, kv_head, item.row_begin + r, sums[r]);
         }
