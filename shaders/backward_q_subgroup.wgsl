@@ -5,6 +5,7 @@
 // Items of one row come from different shards of the cache, in dispatches of their own: each adds to what is there.
 //
 // Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
+// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile do nothing; the walk uses copies of their arrays.
 //
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of queries, 7 words, 8 table, 9 fetch counter, the last
 // two where a part uses them.

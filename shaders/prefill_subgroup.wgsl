@@ -5,6 +5,7 @@
 // No workgroup memory, no barrier (but for the norms, once).
 // The running max moves only when a logit of a row of the lane exceeds its own by 8 (FlashAttention-4): weights stay below 2^8.
 // Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
+// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile do nothing; the walk uses copies of their arrays.
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
@@ -91,7 +92,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 }
             }
         }
-        var sums: array<vec4<f32>, ROWS_EACH * KEYS>;
+        var dots: array<vec4<f32>, ROWS_EACH * KEYS>;
         for (var i = 0u; i < K_PART; i++) { // written out
             var wide: array<array<vec4<f32>, LANES>, KEYS>;
             for (var u = 0u; u < KEYS; u++) { // written out
@@ -101,7 +102,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 for (var r = 0u; r < ROWS_EACH; r++) { // written out
                     let x = q[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS];
                     for (var u = 0u; u < KEYS; u++) { // written out
-                        sums[r * KEYS + u] += x * wide[u][j];
+                        dots[r * KEYS + u] += x * wide[u][j];
                     }
                 }
             }
@@ -114,9 +115,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
             top[r] = m[r];
             for (var u = 0u; u < KEYS; u++) { // written out
                 let at = r * KEYS + u;
-                let sum = sums[at];
+                let dot = dots[at];
                 // Beyond the count lie none of its keys.
-                s[at] = select(HIDDEN, logit(sum.x + sum.y + sum.z + sum.w, rows[r], key + u, kind), u < count);
+                s[at] = select(HIDDEN, logit(dot.x + dot.y + dot.z + dot.w, rows[r], key + u, kind), u < count);
                 top[r] = max(top[r], s[at]);
             }
             grows |= top[r] > m[r] + 8.0;
@@ -166,19 +167,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    var done: array<vec4<f32>, O_TURNS>;
-    var sums_of: array<vec2<f32>, O_TURNS>;
+    var outs: array<vec4<f32>, O_TURNS>;
+    var sums: array<vec2<f32>, O_TURNS>;
     for (var r = 0u; r < ROWS_EACH; r++) { // written out
-        sums_of[r] = vec2(m[r], d[r]);
+        sums[r] = vec2(m[r], d[r]);
         for (var c = 0u; c < V_WIDE; c++) { // written out
-            done[r * V_WIDE + c] = o[r * V_WIDE + c];
+            outs[r * V_WIDE + c] = o[r * V_WIDE + c];
         }
     }
     for (var i = 0u; i < O_TURNS; i++) {
-        let row = item.row_begin + i / V_WIDE * LANES + lane;
-        emit(item, kv_head, row, i % V_WIDE, done[i], sums_of[i / V_WIDE]);
+        let r = i / V_WIDE;
+        let row = item.row_begin + r * LANES + lane;
+        emit(item, kv_head, row, i % V_WIDE, outs[i], sums[r]);
         if i % V_WIDE == 0u {
-            emit_sums(item, kv_head, row, sums_of[i / V_WIDE]);
+            emit_sums(item, kv_head, row, sums[r]);
         }
     }
 }
