@@ -327,6 +327,11 @@ pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
         files.push((line, part.file));
         text.push_str(&write_out::write_out(part.text, &counts));
         line += part.text.lines().count() as u32;
+        if let Some(each) = variant.few_rows_each().filter(|_| part.file == "shaders/parts/attend.wgsl") {
+            files.push((line, part.file));
+            text.push_str(&write_out::few(part.text, counts, each));
+            line += part.text.lines().count() as u32;
+        }
     }
     Linked { text, files }
 }

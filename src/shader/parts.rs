@@ -232,7 +232,14 @@ impl Variant {
         match self.kernel {
             Kernel::Decode if self.shuffle => parts.push(source!("parts/reduce_subgroup.wgsl")),
             Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
-            Kernel::PrefillSubgroup => parts.push(self.broadcast_part()),
+            Kernel::PrefillSubgroup => {
+                parts.push(self.broadcast_part());
+                parts.push(source!("parts/attend.wgsl"));
+                parts.push(match self.few_rows_each() {
+                    Some(_) => source!("parts/few.wgsl"),
+                    None => source!("parts/few_none.wgsl"),
+                });
+            }
             Kernel::Prefill => parts.push(source!("parts/staged.wgsl")),
             Kernel::PrefillMatrix => {
                 parts.push(source!("parts/halves.wgsl"));

@@ -51,6 +51,7 @@ impl Variant {
             ("LANES", self.tile.threads),
             ("TEAM", team),
             ("ROLLED", ROLLED),
+            ("FEW_ROWS", self.few_rows_each().map_or(0, |each| each * self.tile.threads)),
             ("MAX_WORKGROUPS", self.workgroups),
             ("WHOLE", crate::params::WHOLE),
             ("MAP_KEYS", MAP_KEYS),

@@ -5,13 +5,21 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use super::{Side, Variant, row_fours};
+use super::{Kernel, Side, Tile, Variant, row_fours};
 
 /// What marks a loop: `for (var i = 0u; i < COUNT; i++) { // written out`, up to the line `}` below it. No `break` or `continue` of its own, no blank line at
 /// its end.
 const MARK: &str = "{ // written out";
 
 impl Variant {
+    /// Rows of a lane for tiles of [`Kernel::PrefillSubgroup`] that are half empty. SwiftShader, whose subgroups have 4 lanes, keeps what both walks name on
+    /// the stack.
+    pub(super) fn few_rows_each(&self) -> Option<u32> {
+        let Tile { rows, threads, .. } = self.tile;
+        let halves = self.kernel == Kernel::PrefillSubgroup && threads == 8 && rows / threads >= 2;
+        halves.then_some(rows / threads / 2)
+    }
+
     /// Counts of loops by their names in the text of kernels of small subgroups.
     pub(super) fn loop_counts(&self) -> [(&'static str, u32); 13] {
         let tile = self.tile;
@@ -72,6 +80,15 @@ pub(super) fn write_out<'a>(text: &'a str, counts: &[(&str, u32)]) -> Cow<'a, st
     Cow::Owned(out)
 }
 
+/// The walk `attend` once more, as `attend_few`, with `each` rows a lane.
+pub(super) fn few(text: &str, counts: [(&'static str, u32); 13], each: u32) -> String {
+    let counts = counts.map(|(name, count)| (name, if name == "ROWS_EACH" { each } else { count }));
+    let text = write_out(text, &counts);
+    text.lines()
+        .map(|line| replaced(line, "ROWS_EACH", each).replace("fn attend(", "fn attend_few(") + "\n")
+        .collect()
+}
+
 /// Variable and count of a marked loop.
 fn header<'a>(line: &'a str, counts: &[(&str, u32)]) -> Option<(&'a str, u32)> {
     let head = line.trim_start().strip_prefix("for (var ")?.strip_suffix(MARK)?;
@@ -105,7 +122,7 @@ fn replaced(code: &str, name: &str, nth: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MARK, write_out};
+    use super::{MARK, few, write_out};
     use crate::shader::{Compiler, link};
     use crate::{AttentionSpec, Caps, Class, Error, Options, Plan};
 
@@ -160,5 +177,20 @@ for (var j = 0u; j < PART; j++) {
 ";
         assert_eq!(write_out(text, &[("PART", 2)]), expected);
         assert_eq!(write_out(text, &[("OTHER", 2)]), text);
+    }
+
+    #[test]
+    fn the_walk_for_few_rows_has_its_own_counts_and_as_many_lines() -> Result<(), Error> {
+        let spec = AttentionSpec::builder(4, 1, 64).build()?;
+        let of_lanes = |lanes| {
+            let caps = Caps { subgroup: Some((lanes, lanes)), class: Class::Software, ..Caps::minimal() };
+            Plan::new(&spec, &caps, &Options::default()).map(|plan| plan.prefill().clone())
+        };
+        let (four, eight) = (of_lanes(4)?, of_lanes(8)?);
+        assert_eq!((four.few_rows_each(), eight.few_rows_each()), (None, Some(1)));
+        let text = "fn attend() {\n    for (var r = 0u; r < ROWS_EACH; r++) { // written out\n        x[r] = ROWS_EACH;\n    }\n}\n";
+        let expected = "fn attend_few() {\n    {\n        x[0u] = 1u;\n    }\n}\n";
+        assert_eq!(few(text, eight.loop_counts(), 1), expected);
+        Ok(())
     }
 }
