@@ -44,14 +44,17 @@ const LANES: &str = "16 lanes";
 
 fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
-    let mut documentation =
-        step("documentation", &["doc", "--no-deps", "--package", "gqa", "--package", "gqa-burn"]);
+    // All in the release profile: macros and build scripts are compiled once for every step.
+    let mut documentation = step(
+        "documentation",
+        &["doc", "--release", "--no-deps", "--package", "gqa", "--package", "gqa-burn"],
+    );
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
     let mut tests = step("tests", &["test", "--release", "--workspace"]);
     tests.command.args(arguments);
     let mut steps = vec![
         step("formatting", &["fmt", "--all", "--check"]),
-        step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        step("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         documentation,
         Step { name: ADAPTERS, command: setup::gqa(&["info"]) },
     ];
