@@ -5,7 +5,7 @@
 // each every LANES-th group of four, and broadcast their parts. No workgroup memory, no barrier.
 //
 // Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
-// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile do nothing; the walk uses copies of their arrays.
+// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile load zeros and add nothing; the walk uses copies of their arrays.
 //
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of keys and values, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.

@@ -5,7 +5,7 @@
 // Items of one row come from different shards of the cache, in dispatches of their own: each adds to what is there.
 //
 // Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
-// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile do nothing; the walk uses copies of their arrays.
+// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile load zeros and add nothing; the walk uses copies of their arrays.
 //
 // Bindings: 0 work list, 1 rows of `backward_rows`, 2 keys, 3 values, 6 gradients of queries, 7 words, 8 table, 9 fetch counter, the last
 // two where a part uses them.
@@ -150,16 +150,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    var sum: array<vec4<f32>, Q_TURNS>;
+    var q_sum: array<vec4<f32>, Q_TURNS>;
     for (var r = 0u; r < ROWS_EACH; r++) { // written out
         for (var c = 0u; c < K_WIDE; c++) { // written out
-            sum[r * K_WIDE + c] = dq[r * K_WIDE + c];
+            q_sum[r * K_WIDE + c] = dq[r * K_WIDE + c];
         }
     }
     for (var i = 0u; i < Q_TURNS; i++) {
         let row = item.row_begin + i / K_WIDE * LANES + lane;
         if row < item.row_end && i % K_WIDE < K4 {
-            gradients[row_index(item, kv_head, row) * K4 + i % K_WIDE] += sum[i];
+            gradients[row_index(item, kv_head, row) * K4 + i % K_WIDE] += q_sum[i];
         }
     }
 }

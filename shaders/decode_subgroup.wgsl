@@ -7,7 +7,7 @@
 // No workgroup memory, so no barrier (but for the norms, once): on software adapters a barrier costs more than it shares.
 //
 // Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
-// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile do nothing.
+// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and rows beyond the tile are zero and go nowhere.
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.
@@ -160,7 +160,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
         }
     }
 
-    var sums: array<vec2<f32>, O_TURNS>;
+    var sums: array<vec2<f32>, max(ROWS, ROLLED)>;
     for (var r = 0u; r < ROWS; r++) { // written out
         sums[r] = vec2(m[r], lanes_add(d[r]));
     }

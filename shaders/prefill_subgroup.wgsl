@@ -1,11 +1,7 @@
 // Prefill, many rows, on adapters whose subgroup size is fixed and small (software: 4 or 8 lanes).
 //   s = scale * q k^T;  o = sum exp2(s - m) v;  d = sum exp2(s - m)
-// A workgroup is one subgroup. A lane owns ROWS / LANES whole rows; the lanes load KEYS keys together, a unit
-// each, and broadcast their parts, so a K/V element is fetched once for all rows, and an output loaded and stored once for all KEYS.
+// A workgroup is one subgroup, and takes one item: the walk is parts/attend.wgsl, whose lanes own whole rows.
 // No workgroup memory, no barrier (but for the norms, once).
-// The running max moves only when a logit of a row of the lane exceeds its own by 8 (FlashAttention-4): weights stay below 2^8.
-// Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
-// Loops of .._TURNS stay rolled (`ROLLED` in src/shader/prelude.rs), and turns beyond the tile do nothing; the walk uses copies of their arrays.
 //
 // Bindings: 0 work list, 1 queries, 2 keys, 3 values, 4 outputs, 5 LSE, 6 states, 7 words, 8 table,
 // 9 fetch counter, the last two where a part uses them.

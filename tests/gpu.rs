@@ -86,6 +86,25 @@ fn without_64_bit_integers() {
     }
 }
 
+/// Tiles up to half full have a walk of their own where 8 lanes own rows: one row a lane (16 rows a tile) and two (32), around either end.
+#[test]
+fn tiles_that_are_half_empty() {
+    for gpu in gpus() {
+        let has_both = gpu.caps.fixed_subgroup() == Some(8);
+        for (prefill_rows, dim) in [(None, 128), (None, 40), (Some(if has_both { 32 } else { 16 }), 64)] {
+            let spec = AttentionSpec::builder(2, 2, dim).kv_dtype(Dtype::F16).build().unwrap();
+            let mut setup = with(Family::Auto);
+            setup.options.prefill_rows = prefill_rows;
+            let mut runner = Runner::new(&gpu, &spec, &setup).unwrap();
+            for q_len in [2, 7, 8, 9, 15, 16, 17, 24, 25, 33, 48, 49] {
+                let problem = problem(&spec, q_len, 75);
+                let result = runner.run(&problem).and_then(|output| check(&problem, &output));
+                assert_eq!(result, Ok(()), "{}, {q_len} rows, {prefill_rows:?}, {spec:?}", gpu.name());
+            }
+        }
+    }
+}
+
 /// The point of GQA: a K/V element is read once for all query heads of its group.
 #[test]
 fn decode_fetches_each_key_once_per_group() {

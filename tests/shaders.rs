@@ -377,6 +377,23 @@ fn a_line_of_linked_text_leads_back_to_its_file() {
     assert_eq!(linked.locate(1).0, "prelude");
 }
 
+#[test]
+fn lines_of_the_walk_that_is_linked_twice_lead_back_to_one_file() {
+    let caps = Caps { subgroup: Some((8, 8)), class: Class::Software, ..Caps::minimal() };
+    let spec = AttentionSpec::builder(4, 2, 64).build().unwrap();
+    let plan = Plan::new(&spec, &caps, &Options::default()).unwrap();
+    let linked = link(plan.prefill(), Compiler::Naga);
+    let source = include_str!("../shaders/parts/attend.wgsl");
+    let at = 1 + source.lines().position(|line| line.starts_with("fn attend(")).unwrap() as u32;
+    for name in ["fn attend(", "fn attend_few(", "fn main("] {
+        let line = 1 + linked.text.lines().position(|line| line.starts_with(name)).unwrap() as u32;
+        match linked.locate(line) {
+            ("shaders/prefill_subgroup.wgsl", _) => assert_eq!(name, "fn main("),
+            place => assert_eq!(place, ("shaders/parts/attend.wgsl", at), "{name}"),
+        }
+    }
+}
+
 /// Every file in `shaders`.
 fn files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");

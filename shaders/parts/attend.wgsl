@@ -1,5 +1,13 @@
-// The walk of prefill_subgroup.wgsl over the keys of an item, ROWS_EACH whole rows a lane; linked once more, as `attend_few` with fewer of them, for tiles that are
-// half empty.
+// The walk of prefill_subgroup.wgsl over the keys of an item. A lane owns ROWS_EACH whole rows; the lanes load KEYS keys together, a unit
+// each, and broadcast their parts, so a K/V element is fetched once for all rows, and an output loaded and stored once for all KEYS.
+// The running max moves only when a logit of a row of the lane exceeds its own by 8 (FlashAttention-4): weights stay below 2^8.
+//
+// Loops marked `// written out` are, by the linker, since an array that a loop indexes lies in memory (src/shader/write_out.rs).
+// The first loop and the last stay rolled (ROLLED turns or more, src/shader/prelude.rs): rows beyond the tile are zero and go nowhere. The
+// walk uses copies of their arrays.
+//
+// The linker adds this text once more, as `attend_few`, with a smaller number in the place of ROWS_EACH, for tiles that are half empty. So
+// nothing here is declared beside `attend`, and what depends on the rows of a lane is written with ROWS_EACH.
 
 fn attend(item: WorkItem, kv_head: u32, lane: u32) {
     var loaded: array<vec4<f32>, max(ROWS_EACH * K_WIDE, ROLLED)>;
@@ -138,7 +146,7 @@ fn attend(item: WorkItem, kv_head: u32, lane: u32) {
     }
 
     var outs: array<vec4<f32>, max(ROWS_EACH * V_WIDE, ROLLED)>;
-    var sums: array<vec2<f32>, max(ROWS_EACH * V_WIDE, ROLLED)>;
+    var sums: array<vec2<f32>, max(ROWS_EACH, ROLLED)>;
     for (var r = 0u; r < ROWS_EACH; r++) { // written out
         sums[r] = vec2(m[r], d[r]);
         for (var c = 0u; c < V_WIDE; c++) { // written out

@@ -1,4 +1,4 @@
-// A tile that is half empty takes fewer rows a lane: two query tokens of groups of four.
+// A tile that is half empty takes fewer rows a lane, as two query tokens of groups of four do.
 
 fn attend_tile(item: WorkItem, kv_head: u32, lane: u32) {
     if item.row_end - item.row_begin <= FEW_ROWS {

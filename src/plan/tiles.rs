@@ -87,7 +87,7 @@ impl Tiles {
                 "it needs subgroups of exactly 4 or exactly 8 lanes",
             ));
         }
-        // A driver that ends loops is old, and takes up to half a minute to compile the subgroup kernels, whose chunks would be short.
+        // A driver that ends loops is old, and took up to half a minute to compile the subgroup kernels, whose chunks would be short.
         let ends_loops = caps.loop_iterations.is_some();
         let has_matrices = options.matrix_units != MatrixUnits::None;
         if has_matrices && options.family == Family::Subgroup {
@@ -173,7 +173,7 @@ impl Picker<'_> {
             None => {
                 let each = full / lanes;
                 reasons.push(format!(
-                    "prefill: {each} rows a lane, so that each load serves many products; keys a step: {keys}, with {} vector registers",
+                    "prefill: {each} rows a lane, so that each load serves many products (tiles half empty on 8 lanes: half as many); keys a step: {keys}, with {} vector registers",
                     self.caps.vector_registers
                 ));
                 each

@@ -1,6 +1,7 @@
 //! Links kernels from parts: text in, text out. WGSL at module scope knows no order, so linking is concatenation.
 //!
-//! A linked module is: directives, a prelude of constants, how lanes load units of rows where they do, one implementation of each part contract, the kernel.
+//! A linked module is: directives, a prelude of constants, how lanes load units of rows where they do, one implementation of each part contract
+//! (of a walk with few rows, too, two: `write_out::few`), the kernel.
 
 mod parts;
 mod prelude;
@@ -268,7 +269,7 @@ pub enum Compiler {
 pub struct Linked {
     /// The WGSL text; its entry point is `main`.
     pub text: String,
-    /// First line (from 1) of each file, in order.
+    /// First line (from 1) of each file, in order; one that is linked twice is there twice.
     files: Vec<(u32, &'static str)>,
 }
 
@@ -327,9 +328,9 @@ pub fn link(variant: &Variant, compiler: Compiler) -> Linked {
         files.push((line, part.file));
         text.push_str(&write_out::write_out(part.text, &counts));
         line += part.text.lines().count() as u32;
-        if let Some(each) = variant.few_rows_each().filter(|_| part.file == "shaders/parts/attend.wgsl") {
+        if let Some(each) = variant.few_rows_each().filter(|_| part.file == parts::ATTEND.file) {
             files.push((line, part.file));
-            text.push_str(&write_out::few(part.text, counts, each));
+            text.push_str(&write_out::few(part.text, &counts, each));
             line += part.text.lines().count() as u32;
         }
     }

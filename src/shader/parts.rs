@@ -3,6 +3,9 @@
 use super::{F16, Kernel, MatrixUnits, Side, Source, Variant, source};
 use crate::spec::{Dtype, Mask};
 
+/// The walk of [`Kernel::PrefillSubgroup`], of which the linker makes a second one for few rows.
+pub(super) const ATTEND: Source = source!("parts/attend.wgsl");
+
 /// How a kernel uses a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -234,7 +237,7 @@ impl Variant {
             Kernel::Decode => parts.push(source!("parts/reduce_workgroup.wgsl")),
             Kernel::PrefillSubgroup => {
                 parts.push(self.broadcast_part());
-                parts.push(source!("parts/attend.wgsl"));
+                parts.push(ATTEND);
                 parts.push(match self.few_rows_each() {
                     Some(_) => source!("parts/few.wgsl"),
                     None => source!("parts/few_none.wgsl"),

@@ -1,6 +1,6 @@
 //! Writes loops out: an array that a loop indexes lies in memory, and no compiler of software adapters takes all loops apart.
 //!
-//! Mesa unrolls a loop up to some 830 instructions; SwiftShader unrolls none, and computes an index lane by lane unless it is a literal.
+//! Mesa unrolls a loop of up to 32 turns and some 830 instructions; SwiftShader unrolls none, and computes an index lane by lane unless it is a literal.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,12 +12,12 @@ use super::{Kernel, Side, Tile, Variant, row_fours};
 const MARK: &str = "{ // written out";
 
 impl Variant {
-    /// Rows of a lane for tiles of [`Kernel::PrefillSubgroup`] that are half empty. SwiftShader, whose subgroups have 4 lanes, keeps what both walks name on
-    /// the stack.
+    /// Rows of a lane in the second walk of [`Kernel::PrefillSubgroup`], for tiles that are half empty or emptier. SwiftShader, whose subgroups have
+    /// 4 lanes, has none: it keeps what both walks name on the stack.
     pub(super) fn few_rows_each(&self) -> Option<u32> {
         let Tile { rows, threads, .. } = self.tile;
         let halves = self.kernel == Kernel::PrefillSubgroup && threads == 8 && rows / threads >= 2;
-        halves.then_some(rows / threads / 2)
+        halves.then(|| rows / threads / 2)
     }
 
     /// Counts of loops by their names in the text of kernels of small subgroups.
@@ -81,8 +81,9 @@ pub(super) fn write_out<'a>(text: &'a str, counts: &[(&str, u32)]) -> Cow<'a, st
 }
 
 /// The walk `attend` once more, as `attend_few`, with `each` rows a lane.
-pub(super) fn few(text: &str, counts: [(&'static str, u32); 13], each: u32) -> String {
-    let counts = counts.map(|(name, count)| (name, if name == "ROWS_EACH" { each } else { count }));
+pub(super) fn few(text: &str, counts: &[(&str, u32)], each: u32) -> String {
+    let own = |(name, count): &(_, u32)| (*name, if *name == "ROWS_EACH" { each } else { *count });
+    let counts: Vec<(&str, u32)> = counts.iter().map(own).collect();
     let text = write_out(text, &counts);
     text.lines()
         .map(|line| replaced(line, "ROWS_EACH", each).replace("fn attend(", "fn attend_few(") + "\n")
@@ -190,7 +191,7 @@ for (var j = 0u; j < PART; j++) {
         assert_eq!((four.few_rows_each(), eight.few_rows_each()), (None, Some(1)));
         let text = "fn attend() {\n    for (var r = 0u; r < ROWS_EACH; r++) { // written out\n        x[r] = ROWS_EACH;\n    }\n}\n";
         let expected = "fn attend_few() {\n    {\n        x[0u] = 1u;\n    }\n}\n";
-        assert_eq!(few(text, eight.loop_counts(), 1), expected);
+        assert_eq!(few(text, &eight.loop_counts(), 1), expected);
         Ok(())
     }
 }

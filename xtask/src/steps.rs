@@ -44,7 +44,7 @@ const LANES: &str = "16 lanes";
 
 fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
-    // All in the release profile: macros and build scripts are compiled once for every step.
+    // Clippy and documentation in the release profile, too: macros and build scripts are compiled once.
     let mut documentation = step(
         "documentation",
         &["doc", "--release", "--no-deps", "--package", "gqa", "--package", "gqa-burn"],
