@@ -1,12 +1,25 @@
 //! `cargo xtask isa`: what RADV's compiler makes of the kernels. It needs the driver, not a GPU.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::files::{manifests, name};
 use crate::{environment, process, setup};
 
 /// What the command exits with where RADV is missing; the example says the same.
 const NO_RADV: u8 = 5;
+
+/// The example as a build of the whole workspace has left it, where there is RADV; else the command that tells how to get it.
+pub(crate) fn built(arguments: &[&str]) -> Result<Command, String> {
+    match radv() {
+        Some(manifest) => {
+            let mut command = process::built("examples/isa", arguments)?;
+            command.env("VK_DRIVER_FILES", manifest);
+            Ok(command)
+        }
+        None => process::xtask(&[&["isa"], arguments].concat()),
+    }
+}
 
 /// Runs the example on RADV's manifest.
 pub(crate) fn isa(arguments: &[String]) -> Result<u8, String> {
@@ -18,13 +31,16 @@ pub(crate) fn isa(arguments: &[String]) -> Result<u8, String> {
         return process::run(&mut command);
     }
     setup::software_drivers(false);
-    let found = manifest(&environment::folder(), &environment::SYSTEM_VULKAN.map(Path::new));
-    let Some(manifest) = found else {
+    let Some(manifest) = radv() else {
         eprintln!("{}", missing());
         return Ok(NO_RADV);
     };
     // For this child only: elsewhere drivers that run something come first.
     process::run(command.env("VK_DRIVER_FILES", manifest))
+}
+
+fn radv() -> Option<PathBuf> {
+    manifest(&environment::folder(), &environment::SYSTEM_VULKAN.map(Path::new))
 }
 
 /// RADV's manifest: of the unpacked drivers, unless they are off, else of the system's.

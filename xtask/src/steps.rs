@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::{model, process, setup};
+use crate::{isa, model, process, setup};
 
 /// One check: its name in the table and the command that makes it.
 struct Step {
@@ -44,11 +44,10 @@ const LANES: &str = "16 lanes";
 
 fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
-    // Clippy and documentation in the release profile, too: macros and build scripts are compiled once.
-    let mut documentation = step(
-        "documentation",
-        &["doc", "--release", "--no-deps", "--package", "gqa", "--package", "gqa-burn"],
-    );
+    // One profile, and everywhere the features that tests ask for: whatever is not ours is compiled once, and checked once. An example
+    // brings the features of tests to the documentation.
+    let words = "doc --release --no-deps --package gqa --package gqa-burn --lib --example generate";
+    let mut documentation = step("documentation", &words.split(' ').collect::<Vec<_>>());
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
     let mut tests = step("tests", &["test", "--release", "--workspace"]);
     tests.command.args(arguments);
@@ -56,23 +55,24 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
         step("formatting", &["fmt", "--all", "--check"]),
         step("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         documentation,
-        Step { name: ADAPTERS, command: setup::gqa(&["info"]) },
+        step("build", &["test", "--release", "--workspace", "--no-run"]),
+        Step { name: ADAPTERS, command: process::built("gqa", &["info"])? },
     ];
     // Only Linux has RADV.
     if cfg!(target_os = "linux") {
-        steps.push(Step { name: "isa", command: process::xtask(&["isa", "--check"])? });
+        steps.push(Step { name: "isa", command: isa::built(&["--check"])? });
     }
     steps.push(tests);
     if !quick {
-        let command =
-            setup::gqa(&["verify", "--adapter", "all", "--seed", "9600", "--count", "500", "--laws", "0"]);
+        let words = "verify --adapter all --seed 9600 --count 500 --laws 0".split(' ');
+        let command = process::built("gqa", &words.collect::<Vec<_>>())?;
         steps.push(Step { name: "verify", command });
     }
     // Mesa's software adapters have 8 lanes here; 16 and more are what GPUs have, and teams of 16 need them.
     if !quick && cfg!(target_os = "linux") {
         let words = "verify --adapter all --seed 9600 --count 60 --gradients 10 --laws 0".split(' ');
         let words: Vec<&str> = words.collect();
-        let mut command = setup::gqa(&words);
+        let mut command = process::built("gqa", &words)?;
         command.env("LP_NATIVE_VECTOR_WIDTH", "512");
         steps.push(Step { name: LANES, command });
     }
