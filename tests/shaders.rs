@@ -1,8 +1,11 @@
 //! Every shader variant that plans can emit, through naga to every target; and structs, Rust against WGSL. No GPU needed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gqa::params::{
     AppendItem, CombineItem, LoopHead, LoopTile, PackHead, PackItem, Params, StoreHead, StoreItem, WorkItem,
@@ -106,33 +109,73 @@ fn stored() -> Vec<AttentionSpec> {
     specs
 }
 
-/// Linked texts of all variants of all specs on all adapters, each once, with the poorest adapter that it is for.
-fn variants() -> BTreeMap<String, (Variant, Caps)> {
-    let mut variants = BTreeMap::<_, (Variant, Caps)>::new();
-    for spec in specs() {
-        for caps in adapters() {
-            for (count_fetches, pooled) in [(false, false), (true, false), (false, true)] {
-                let options = Options { count_fetches, pooled, ..Options::default() };
-                let plan = Plan::new(&spec, &caps, &options).unwrap();
-                let (merge, schedule) = (plan.merge(), plan.schedule());
-                let backward = plan.backward().ok();
-                let backward = backward.iter().flat_map(BackwardPlan::variants);
-                let matrices = [MatrixUnits::Cooperative, MatrixUnits::Emulated].map(|matrix_units| {
-                    Plan::new(&spec, &caps, &Options { matrix_units, ..options.clone() }).ok()
-                });
-                let matrices = matrices.iter().flatten().map(Plan::prefill);
-                let forward = plan.variants().into_iter().chain([&merge, &schedule]);
-                for variant in forward.chain(backward).chain(matrices) {
-                    let text = link(variant, Compiler::Naga).text;
-                    let known = variants.entry(text).or_insert_with(|| (variant.clone(), caps.clone()));
-                    if caps.workgroup_memory < known.1.workgroup_memory {
-                        known.1 = caps.clone();
-                    }
+/// A variant, with the poorest adapter that it is for.
+type Emitted = (Variant, Caps);
+
+fn keep_poorest(known: &mut Caps, caps: &Caps) {
+    if caps.workgroup_memory < known.workgroup_memory {
+        *known = caps.clone();
+    }
+}
+
+/// What plans of a spec emit on all adapters, each once.
+fn emitted(spec: &AttentionSpec) -> Vec<Emitted> {
+    let mut emitted: Vec<Emitted> = Vec::new();
+    for caps in adapters() {
+        for (count_fetches, pooled) in [(false, false), (true, false), (false, true)] {
+            let options = Options { count_fetches, pooled, ..Options::default() };
+            let plan = Plan::new(spec, &caps, &options).unwrap();
+            let (merge, schedule) = (plan.merge(), plan.schedule());
+            let backward = plan.backward().ok();
+            let backward = backward.iter().flat_map(BackwardPlan::variants);
+            let matrices = [MatrixUnits::Cooperative, MatrixUnits::Emulated].map(|matrix_units| {
+                Plan::new(spec, &caps, &Options { matrix_units, ..options.clone() }).ok()
+            });
+            let matrices = matrices.iter().flatten().map(Plan::prefill);
+            let forward = plan.variants().into_iter().chain([&merge, &schedule]);
+            for variant in forward.chain(backward).chain(matrices) {
+                match emitted.iter_mut().find(|(known, _)| known == variant) {
+                    Some((_, known)) => keep_poorest(known, &caps),
+                    None => emitted.push((variant.clone(), caps.clone())),
                 }
             }
         }
     }
-    variants
+    emitted
+}
+
+/// Linked texts of all variants of all specs, each once.
+fn variants() -> &'static BTreeMap<String, Emitted> {
+    static VARIANTS: OnceLock<BTreeMap<String, Emitted>> = OnceLock::new();
+    VARIANTS.get_or_init(|| {
+        let specs = specs();
+        let linked = on_all_threads(&specs, |spec| {
+            let link = |(variant, caps): Emitted| (link(&variant, Compiler::Naga).text, (variant, caps));
+            emitted(spec).into_iter().map(link).collect::<Vec<_>>()
+        });
+        let mut variants = BTreeMap::<String, Emitted>::new();
+        for (text, (variant, caps)) in linked.into_iter().flatten() {
+            match variants.entry(text) {
+                Entry::Occupied(mut known) => keep_poorest(&mut known.get_mut().1, &caps),
+                Entry::Vacant(place) => _ = place.insert((variant, caps)),
+            }
+        }
+        variants
+    })
+}
+
+/// What `work` makes of each item; whichever thread is free takes the next.
+fn on_all_threads<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let taken = std::iter::from_fn(|| items.get(next.fetch_add(1, Ordering::Relaxed)));
+        taken.map(&work).collect::<Vec<_>>()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    })
 }
 
 fn validate(text: &str, variant: &Variant) -> (naga::Module, ModuleInfo) {
@@ -223,20 +266,13 @@ fn write(module: &naga::Module, info: &ModuleInfo, variant: &Variant) {
 
 #[test]
 fn every_variant_reaches_every_target() {
-    let variants: Vec<_> = variants().into_iter().collect();
+    let variants: Vec<_> = variants().iter().collect();
     assert!(variants.len() > 5000, "only {} variants: the matrix has shrunk", variants.len());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for part in variants.chunks(variants.len().div_ceil(threads)) {
-            scope.spawn(move || {
-                for (text, (variant, caps)) in part {
-                    let (module, info) = validate(text, variant);
-                    check_bindings(&module, &info, variant);
-                    check_limits(&module, variant, caps);
-                    write(&module, &info, variant);
-                }
-            });
-        }
+    on_all_threads(&variants, |(text, (variant, caps))| {
+        let (module, info) = validate(text, variant);
+        check_bindings(&module, &info, variant);
+        check_limits(&module, variant, caps);
+        write(&module, &info, variant);
     });
     for kernel in Kernel::ALL {
         assert!(
@@ -253,7 +289,7 @@ const ALONE: [&str; 2] = ["shaders/ceiling_fma.wgsl", "shaders/ceiling_read.wgsl
 fn every_file_is_linked() {
     let mut linked = BTreeSet::new();
     for (text, (variant, _)) in variants() {
-        let of = link(&variant, Compiler::Naga);
+        let of = link(variant, Compiler::Naga);
         linked.extend((1..=text.lines().count() as u32).map(|line| of.locate(line).0));
     }
     for path in files() {
