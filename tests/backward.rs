@@ -20,7 +20,7 @@ use serde_json::Value;
 #[test]
 fn random_problems() {
     for gpu in gpus() {
-        for spec in 100..102 {
+        for spec in 100..104 {
             let setup = random_setup(spec * PER_SPEC);
             let mut runner = Runner::new(&gpu, &random_gradients(spec * PER_SPEC).0.spec, &setup).unwrap();
             for seed in spec * PER_SPEC..spec * PER_SPEC + 10 {

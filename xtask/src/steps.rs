@@ -46,27 +46,14 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
     // One profile, and everywhere the features that tests ask for: whatever is not ours is compiled once, and checked once. An example
     // brings the features of tests to the documentation.
-    let words = "doc --release --no-deps --package gqa --lib --example generate";
+    let words = "doc --release --no-deps --package gqa --package gqa-burn --lib --example generate";
     let mut documentation = step("documentation", &words.split(' ').collect::<Vec<_>>());
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
     let mut tests = step("tests", &["test", "--release", "--workspace"]);
     tests.command.args(arguments);
     let mut steps = vec![
         step("formatting", &["fmt", "--all", "--check"]),
-        step(
-            "clippy",
-            &[
-                "clippy",
-                "--release",
-                "--workspace",
-                "--exclude",
-                "gqa-burn",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        ),
+        step("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
         documentation,
         step("build", &["test", "--release", "--workspace", "--no-run"]),
         Step { name: ADAPTERS, command: process::built("gqa", &["info"])? },
