@@ -93,9 +93,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(q[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
+                    let x = k[e * K_WIDE + four];
                     for (var u = 0u; u < ROWS; u++) { // written out
-                        dots[e * ROWS + u] += k[e * K_WIDE + i * LANES + j] * wide[u][j];
+                        dots[e * ROWS + u] += x * wide[u][j];
                     }
                 }
             }
@@ -107,9 +109,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(d[u * V_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
+                    let x = v[e * V_WIDE + four];
                     for (var u = 0u; u < ROWS; u++) { // written out
-                        d_weights[e * ROWS + u] += v[e * V_WIDE + i * LANES + j] * wide[u][j];
+                        d_weights[e * ROWS + u] += x * wide[u][j];
                     }
                 }
             }
@@ -134,12 +138,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(q[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
                     var sum = vec4(0.0);
                     for (var u = 0u; u < ROWS; u++) { // written out
                         sum += ds[e * ROWS + u] * wide[u][j];
                     }
-                    dk[e * K_WIDE + i * LANES + j] += sum;
+                    dk[e * K_WIDE + four] += sum;
                 }
             }
         }
@@ -149,12 +154,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(d[u * V_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
                     var sum = vec4(0.0);
                     for (var u = 0u; u < ROWS; u++) { // written out
                         sum += p[e * ROWS + u] * wide[u][j];
                     }
-                    dv[e * V_WIDE + i * LANES + j] += sum;
+                    dv[e * V_WIDE + four] += sum;
                 }
             }
         }

@@ -97,8 +97,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(k[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS;
                 for (var r = 0u; r < ROWS_EACH; r++) { // written out
-                    let x = q[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS];
+                    let x = q[r * K_WIDE + four];
                     for (var u = 0u; u < KEYS; u++) { // written out
                         dots[r * KEYS + u] += x * wide[u][j];
                     }
@@ -112,8 +113,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(v[u * V_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = (i / V_FOURS * LANES + UNIT_OF[j]) * V_FOURS + i % V_FOURS;
                 for (var r = 0u; r < ROWS_EACH; r++) { // written out
-                    let x = d[r * V_WIDE + (i / V_FOURS * LANES + UNIT_OF[j]) * V_FOURS + i % V_FOURS];
+                    let x = d[r * V_WIDE + four];
                     for (var u = 0u; u < KEYS; u++) { // written out
                         d_weights[r * KEYS + u] += x * wide[u][j];
                     }
@@ -139,12 +141,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(k[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS;
                 for (var r = 0u; r < ROWS_EACH; r++) { // written out
                     var sum = vec4(0.0);
                     for (var u = 0u; u < KEYS; u++) { // written out
                         sum += ds[r * KEYS + u] * wide[u][j];
                     }
-                    dq[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS] += sum;
+                    dq[r * K_WIDE + four] += sum;
                 }
             }
         }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{FAMILIES, gpus, problem, with};
+use common::{FAMILIES, gpus, on_each, problem, with};
 use gqa::shader::Kernel;
 use gqa::verify::{
     Arrangement, PER_SPEC, Problem, ProblemMask, ProblemSequence, Runner, Weights, check_gradients,
@@ -19,7 +19,7 @@ use serde_json::Value;
 
 #[test]
 fn random_problems() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for spec in 100..104 {
             let setup = random_setup(spec * PER_SPEC);
             let mut runner = Runner::new(&gpu, &random_gradients(spec * PER_SPEC).0.spec, &setup).unwrap();
@@ -29,7 +29,7 @@ fn random_problems() {
                 assert_eq!(result, Ok(()), "{}, seed {seed}, {:?}, {setup:?}", gpu.name(), problem.spec);
             }
         }
-    }
+    });
 }
 
 fn numbers(value: &Value) -> Vec<f32> {
@@ -88,7 +88,7 @@ fn pytorch_agrees() {
     let cases: Value = serde_json::from_str(include_str!("data/backward.json")).unwrap();
     let cases = cases.as_array().unwrap();
     assert_eq!(cases.len(), 11);
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for value in cases {
             let (problem, d_out, expected) = case(value);
             let mut runner = Runner::new(&gpu, &problem.spec, &with(Family::Auto)).unwrap();
@@ -107,13 +107,13 @@ fn pytorch_agrees() {
                 }
             }
         }
-    }
+    });
 }
 
 /// Two runs, and a run among other sequences, give the same bits: no sum depends on who comes first.
 #[test]
 fn gradients_are_the_same_bits() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let spec = AttentionSpec::builder(12, 2, 40).sinks(true).rope(Rope::new(40)).build().unwrap();
         let mut runner = Runner::new(&gpu, &spec, &with(Family::Auto)).unwrap();
         let problem = problem(&spec, 150, 150);
@@ -125,13 +125,13 @@ fn gradients_are_the_same_bits() {
         };
         assert!(first.iter().flatten().any(|x| *x != 0.0));
         assert_eq!(bits(&first), bits(&second), "{}", gpu.name());
-    }
+    });
 }
 
 /// Where a driver ends loops, several dispatches add to one gradient.
 #[test]
 fn walks_in_pieces_give_the_same_gradients() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let spec = AttentionSpec::builder(12, 2, 40).softcap(20.0).build().unwrap();
         let problem = problem(&spec, 70, 150);
         let d_out: Vec<f32> = (0..70 * 12 * 40).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -144,7 +144,7 @@ fn walks_in_pieces_give_the_same_gradients() {
             let result = check_gradients(&mut runner, &problem, &d_out).map(drop);
             assert_eq!(result, Ok(()), "{}, {family:?}", gpu.name());
         }
-    }
+    });
 }
 
 /// K and V are read once for all query heads of a group: by each tile of packed rows for dQ, and for dK and dV by the one workgroup
@@ -152,7 +152,7 @@ fn walks_in_pieces_give_the_same_gradients() {
 #[test]
 fn keys_are_not_expanded() {
     let (len, dim) = (9, 32);
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             for group in [1, 8] {
                 let spec = AttentionSpec::builder(group * 2, 2, dim).causal(false).build().unwrap();
@@ -181,13 +181,13 @@ fn keys_are_not_expanded() {
                 }
             }
         }
-    }
+    });
 }
 
 /// On a device with the least that WebGPU grants.
 #[test]
 fn without_any_optional_feature() {
-    for adapter in gqa::verify::adapters() {
+    on_each(gqa::verify::adapters(), |adapter| {
         let gpu = gqa::verify::Gpu::open_minimal(&adapter).unwrap();
         for (q_dtype, kv_dtype, dim) in [(Dtype::F16, Dtype::F16, 256), (Dtype::F32, Dtype::Bf16, 127)] {
             let spec = AttentionSpec::builder(6, 2, dim).q_dtype(q_dtype).kv_dtype(kv_dtype).build().unwrap();
@@ -201,7 +201,7 @@ fn without_any_optional_feature() {
                 gpu.name()
             );
         }
-    }
+    });
 }
 
 #[test]

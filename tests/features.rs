@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FAMILIES, gpus, problem, with};
+use common::{FAMILIES, gpus, on_each, problem, with};
 use gqa::quant::stored;
 use gqa::verify::{Gpu, Output, Problem, ProblemMask, Runner, Setup, Tolerance, check, compare, merge, run};
 use gqa::{AttentionSpec, Dtype, Family, Mask, Pairing, Rope, SpecBuilder, alibi_slopes};
@@ -45,7 +45,7 @@ fn counting<'a>(gpu: &'a Gpu, spec: &AttentionSpec, family: Family) -> Runner<'a
 fn a_window_costs_its_keys_at_any_length() {
     const LEFT: u32 = 40;
     let spec = plain().window(LEFT, None).build().unwrap();
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let mut runner = counting(&gpu, &spec, family);
             for kv_len in [41, 300, 2_000] {
@@ -63,14 +63,14 @@ fn a_window_costs_its_keys_at_any_length() {
             let found = fetches(&mut runner, &prefill);
             assert!(found <= most, "{}, {family:?}: {found} fetches, at most {most}", gpu.name());
         }
-    }
+    });
 }
 
 /// A dense mask is asked by tiles: those that no row of the tile sees are not read.
 #[test]
 fn hidden_tiles_of_a_dense_mask_are_not_read() {
     let (q_len, kv_len) = (2, 320);
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for kind in [Mask::Keep, Mask::Add] {
             let spec = plain().mask(kind).causal(false).build().unwrap();
             let mut problem = problem(&spec, q_len, kv_len);
@@ -92,14 +92,14 @@ fn hidden_tiles_of_a_dense_mask_are_not_read() {
                 assert_eq!(fetches(&mut runner, &problem), read, "{}, {family:?}, {kind:?}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// Documents are cut apart before any work is handed out: no key of another is read.
 #[test]
 fn documents_read_their_own_keys_only() {
     let spec = plain().causal(false).build().unwrap();
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let mut problem = problem(&spec, 90, 90);
         problem.sequences[0].documents = Some(vec![30, 0, 50, 10]);
         for family in FAMILIES {
@@ -110,13 +110,13 @@ fn documents_read_their_own_keys_only() {
             let found = fetches(&mut runner, &problem);
             assert!(found <= most, "{}, {family:?}: {found} fetches, at most {most}", gpu.name());
         }
-    }
+    });
 }
 
 /// Whatever hides all keys of a row: output 0, LSE -inf, with a sink, too.
 #[test]
 fn rows_that_see_nothing() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for mask in [Mask::Keep, Mask::Add, Mask::Tree] {
             let spec = plain().mask(mask).sinks(true).softcap(5.0).qk_norm(1e-6).window(3, None);
             let spec = spec.alibi(&alibi_slopes(6)).rope(Rope::new(16)).build().unwrap();
@@ -147,7 +147,7 @@ fn rows_that_see_nothing() {
                 }
             }
         }
-    }
+    });
 }
 
 /// The column of the values that has outliers.
@@ -156,7 +156,7 @@ const OUTLIERS: usize = 5;
 /// Logits of +-1e4 by the data, values with outliers of 1e3, a scale of 1e-30: no NaN, and within tolerance.
 #[test]
 fn extremes_with_every_feature() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let all = || plain().kv_dtype(Dtype::F16).sinks(true).alibi(&alibi_slopes(6)).window(100, None);
         let specs = [
             (plain(), 50.0),
@@ -200,13 +200,13 @@ fn extremes_with_every_feature() {
                 assert!(mismatch.passes(), "{}, {spec}: {mismatch}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// Angles are exact at any position, before the first key and hundreds of millions behind the last; and the norm's epsilon counts.
 #[test]
 fn queries_turn_at_any_position() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for pairing in [Pairing::Half, Pairing::Interleaved] {
             let rope = Rope { pairing, first: 2, ..Rope::new(12) };
             let spec = plain().causal(false).rope(rope).qk_norm(0.5).build().unwrap();
@@ -222,7 +222,7 @@ fn queries_turn_at_any_position() {
             });
             hold(&gpu, &problems);
         }
-    }
+    });
 }
 
 /// Long heads, values of another length, values that are a part of the keys.
@@ -237,18 +237,18 @@ fn shapes_of_real_models() {
         // A group that is cut into tiles.
         AttentionSpec::builder(71, 1, 64).kv_dtype(Dtype::F16),
     ];
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for model in &models {
             let spec = model.clone().build().unwrap();
             hold(&gpu, &[problem(&spec, 1, 70), problem(&spec, 9, 40)]);
         }
-    }
+    });
 }
 
 /// Merging is associative to rounding, agrees with all keys at once, and ignores who has seen nothing.
 #[test]
 fn merging_is_associative() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for dtype in [Dtype::F32, Dtype::F16] {
             let spec = AttentionSpec::builder(6, 2, 20).v_head_dim(7).q_dtype(dtype).causal(false);
             let spec = spec.build().unwrap();
@@ -280,5 +280,5 @@ fn merging_is_associative() {
             assert!(empty.lse[0].iter().all(|x| *x == f32::NEG_INFINITY), "{}", gpu.name());
             assert_eq!((&both(&a, &none).out, &both(&none, &a).lse), (&a.out, &a.lse), "{}", gpu.name());
         }
-    }
+    });
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FAMILIES, gpus, problem, with};
+use common::{FAMILIES, gpus, on_each, problem, with};
 use gqa::verify::{
     Arrangement, Gpu, LAWS, Output, PER_SPEC, Problem, ProblemMask, Runner, Tolerance, adapters, check,
     compare, merge, random_problem, random_setup, run,
@@ -12,7 +12,7 @@ use gqa::{AttentionSpec, Dtype, Family, Mask};
 
 #[test]
 fn random_problems() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for spec in 0..6 {
             let setup = random_setup(spec * PER_SPEC);
             let mut runner = Runner::new(&gpu, &random_problem(spec * PER_SPEC).spec, &setup).unwrap();
@@ -22,24 +22,24 @@ fn random_problems() {
                 assert_eq!(result, Ok(()), "{}, seed {seed}, {:?}, {setup:?}", gpu.name(), problem.spec);
             }
         }
-    }
+    });
 }
 
 #[test]
 fn laws() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for (i, (name, law)) in LAWS.iter().enumerate() {
             let seed = (25 + i as u64) * PER_SPEC;
             assert_eq!(law(&gpu, seed), Ok(()), "{}: {name}, seed {seed}", gpu.name());
         }
-    }
+    });
 }
 
 #[test]
 fn without_any_optional_feature() {
     let all = adapters();
     assert!(!all.is_empty());
-    for adapter in all {
+    on_each(all, |adapter| {
         let gpu = Gpu::open_minimal(&adapter).unwrap();
         assert!(gpu.caps.subgroup.is_none() && !gpu.caps.f16 && gpu.caps.workgroup_memory <= 16 << 10);
         for (q_dtype, kv_dtype, dim) in [(Dtype::F16, Dtype::F16, 256), (Dtype::F32, Dtype::Bf16, 127)] {
@@ -52,13 +52,13 @@ fn without_any_optional_feature() {
                 assert_eq!(result, Ok(()), "{}, {spec:?}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// Lanes load units of 32-bit words where an adapter, or its owner, has no 64-bit integers; of each width, whole and in part.
 #[test]
 fn without_64_bit_integers() {
-    for adapter in adapters() {
+    on_each(adapters(), |adapter| {
         let mut descriptor = gqa::device_descriptor(&adapter);
         descriptor.required_features.remove(wgpu::Features::SHADER_INT64);
         let gpu = Gpu::open_with(&adapter, &descriptor).unwrap();
@@ -83,13 +83,13 @@ fn without_64_bit_integers() {
                 assert_eq!(result, Ok(()), "{}, {spec:?}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// Tiles up to half full have a walk of their own where 8 lanes own rows: one row a lane (16 rows a tile) and two (32), around either end.
 #[test]
 fn tiles_that_are_half_empty() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let has_both = gpu.caps.fixed_subgroup() == Some(8);
         for (prefill_rows, dim) in [(None, 128), (None, 40), (Some(if has_both { 32 } else { 16 }), 64)] {
             let spec = AttentionSpec::builder(2, 2, dim).kv_dtype(Dtype::F16).build().unwrap();
@@ -102,14 +102,14 @@ fn tiles_that_are_half_empty() {
                 assert_eq!(result, Ok(()), "{}, {q_len} rows, {prefill_rows:?}, {spec:?}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// The point of GQA: a K/V element is read once for all query heads of its group.
 #[test]
 fn decode_fetches_each_key_once_per_group() {
     let kv_len = 133;
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             for (kv_heads, group) in [(2, 1), (2, 3), (2, 4), (1, 8), (1, 13), (2, 16)] {
                 let spec =
@@ -124,14 +124,14 @@ fn decode_fetches_each_key_once_per_group() {
                 assert_eq!(output.fetches, Some(once), "{}, {family:?}, group {group}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// Beyond one tile of rows: once per tile, and only what causality lets the tile see.
 #[test]
 fn prefill_fetches_visible_keys_once_per_tile() {
     let (q_len, kv_len) = (45, 70);
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(12, 2, 32).build().unwrap();
             let mut setup = with(family);
@@ -150,12 +150,12 @@ fn prefill_fetches_visible_keys_once_per_tile() {
             let per_head = q_len * spec.q_heads() * kv_len * (32 + 32) / 4;
             assert!(fetches * 10 < per_head, "sharing must pay");
         }
-    }
+    });
 }
 
 #[test]
 fn rows_that_see_nothing_give_zero_and_minus_infinity() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             for (q_len, kv_len, q_start) in
                 [(3, 0, None), (9, 4, None), (40, 8, Some(-20)), (2, 5, Some(-1)), (20, 9, Some(i32::MIN))]
@@ -169,12 +169,12 @@ fn rows_that_see_nothing_give_zero_and_minus_infinity() {
                 assert!(output.out[0][..24].iter().all(|x| *x == 0.0));
             }
         }
-    }
+    });
 }
 
 #[test]
 fn positions_far_behind_the_keys_see_all() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(4, 2, 8).build().unwrap();
             for (q_len, q_start) in [(1, i32::MAX), (20, i32::MAX - 7), (40, 30)] {
@@ -184,13 +184,13 @@ fn positions_far_behind_the_keys_see_all() {
                 assert_eq!(result, Ok(()), "{}, {family:?}, q_start {q_start}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// Running maxima that jump up and down by thousands, and a value that no weight may touch.
 #[test]
 fn extreme_logits_neither_overflow_nor_vanish() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(8, 2, 16).scale(1.0).build().unwrap();
             for (q_len, magnitude) in [(1, 1e4), (20, 1e4), (1, 1e-30), (20, 1e-30)] {
@@ -206,7 +206,7 @@ fn extreme_logits_neither_overflow_nor_vanish() {
                 assert_eq!(check(&problem, &output), Ok(()), "{}, {family:?}, {magnitude}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// More items than one dimension of a dispatch holds go on along another.
@@ -214,7 +214,7 @@ fn extreme_logits_neither_overflow_nor_vanish() {
 fn more_items_than_one_dispatch_dimension_holds() {
     let all = adapters();
     assert!(!all.is_empty());
-    for adapter in all {
+    on_each(all, |adapter| {
         let mut descriptor = gqa::device_descriptor(&adapter);
         descriptor.required_limits.max_compute_workgroups_per_dimension = 9;
         let gpu = Gpu::open_with(&adapter, &descriptor).unwrap();
@@ -245,13 +245,13 @@ fn more_items_than_one_dispatch_dimension_holds() {
         let [lse, out] = [(&merged.lse[0], doubled), (&merged.out[0], out)]
             .map(|(got, expected)| compare(got, &expected, Tolerance::of_lse(1.0)));
         assert!(lse.passes() && out.passes(), "{}: {lse}; {out}", gpu.name());
-    }
+    });
 }
 
 /// Sequences without queries, without keys, prefills and decodes in one step; every arrangement.
 #[test]
 fn ragged_batches_in_every_arrangement() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(10, 2, 33).v_head_dim(17).q_dtype(Dtype::F16).build().unwrap();
             let mut runner = Runner::new(&gpu, &spec, &with(family)).unwrap();
@@ -266,5 +266,5 @@ fn ragged_batches_in_every_arrangement() {
                 }
             }
         }
-    }
+    });
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::gpus;
+use common::{gpus, on_each};
 use gqa::shader::{Kernel, MatrixUnits};
 use gqa::verify::{PER_SPEC, Runner, Setup, check, random_problem_of};
 
@@ -17,7 +17,7 @@ fn spec(q_heads: u32, kv_heads: u32, head_dim: u32) -> SpecBuilder {
 /// Problems of one spec on every adapter. Few and small, and a test for each: Mesa takes some ten seconds to compile a kernel.
 fn hold(nth: u64, builder: SpecBuilder) {
     let spec = builder.build().unwrap();
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let options = Options {
             matrix_units: MatrixUnits::Emulated,
             chunk: Some(75),
@@ -32,7 +32,7 @@ fn hold(nth: u64, builder: SpecBuilder) {
             let result = runner.run(&problem).and_then(|output| check(&problem, &output));
             assert_eq!(result, Ok(()), "{}, seed {seed}, {spec:?}", gpu.name());
         }
-    }
+    });
 }
 
 /// Teams of 32 lanes, and 64 rows where there are 32 KiB.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FAMILIES, gpus, problem};
+use common::{FAMILIES, gpus, on_each, problem};
 use gqa::verify::{Output, check};
 use gqa::{
     Attention, AttentionSpec, Batch, CacheShape, Dtype, Error, Io, KvCache, NewKv, Options, Rope, Sequence,
@@ -31,7 +31,7 @@ fn queries_and_outputs_in_one_buffer() {
         builder.clone().q_dtype(Dtype::F16).rope(Rope::new(40)).build().unwrap(),
         builder.rotated(true).build().unwrap(),
     ];
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for (spec, family) in specs.iter().flat_map(|spec| FAMILIES.map(|family| (spec, family))) {
             let options = Options { family, pooled: true, ..Options::default() };
             let attention = Attention::new(&gpu.device, spec.clone(), options).unwrap();
@@ -87,7 +87,7 @@ fn queries_and_outputs_in_one_buffer() {
                 check(&problem, &output).unwrap_or_else(|e| panic!("{} {family:?} {spec}: {e}", gpu.name()));
             }
         }
-    }
+    });
 }
 
 #[test]

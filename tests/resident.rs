@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{FAMILIES, gpus};
+use common::{FAMILIES, gpus, on_each};
 use gqa::verify::Gpu;
 use gqa::{
     Attention, AttentionSpec, Batch, Dtype, Error, Io, KvCache, Mask, NewKv, Options, PagedShape, Rope,
@@ -95,7 +95,7 @@ fn specs() -> Vec<(&'static str, AttentionSpec, u32)> {
 
 #[test]
 fn lengths_on_the_gpu_are_as_good_as_on_the_host() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for (name, spec, tokens) in specs() {
             for (family, chunk) in FAMILIES.into_iter().zip([None, Some(9)]) {
                 let options = Options { family, chunk, ..Options::default() };
@@ -160,13 +160,13 @@ fn lengths_on_the_gpu_are_as_good_as_on_the_host() {
                 assert_eq!(found, lens(&resident), "{name}");
             }
         }
-    }
+    });
 }
 
 /// A length that no page is there for counts as the longest: nothing outside is read or written.
 #[test]
 fn lengths_beyond_what_is_reserved_count_as_what_is_reserved() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let spec = AttentionSpec::builder(4, 2, 16).build().unwrap();
         let attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();
         let mut this = Loop::new(&gpu, &spec, (2, 40));
@@ -186,7 +186,7 @@ fn lengths_beyond_what_is_reserved_count_as_what_is_reserved() {
         let found: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.download(&lengths).unwrap());
         assert_eq!(found, [33, 7], "{}", gpu.name());
         assert!(this.result(&tensors).iter().all(|x| x.is_finite()), "{}", gpu.name());
-    }
+    });
 }
 
 #[test]

@@ -77,8 +77,9 @@ fn attend(item: WorkItem, kv_head: u32, lane: u32) {
                 wide[u] = broadcast(k[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS;
                 for (var r = 0u; r < ROWS_EACH; r++) { // written out
-                    let x = q[r * K_WIDE + (i / K_FOURS * LANES + UNIT_OF[j]) * K_FOURS + i % K_FOURS];
+                    let x = q[r * K_WIDE + four];
                     for (var u = 0u; u < KEYS; u++) { // written out
                         dots[r * KEYS + u] += x * wide[u][j];
                     }
@@ -134,12 +135,13 @@ fn attend(item: WorkItem, kv_head: u32, lane: u32) {
                 wide[u] = broadcast(v[u * V_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
+                const four = (i / V_FOURS * LANES + UNIT_OF[j]) * V_FOURS + i % V_FOURS;
                 for (var r = 0u; r < ROWS_EACH; r++) { // written out
                     var sum = vec4(0.0);
                     for (var u = 0u; u < KEYS; u++) { // written out
                         sum += p[r * KEYS + u] * wide[u][j];
                     }
-                    o[r * V_WIDE + (i / V_FOURS * LANES + UNIT_OF[j]) * V_FOURS + i % V_FOURS] += sum;
+                    o[r * V_WIDE + four] += sum;
                 }
             }
         }

@@ -3,6 +3,8 @@
 //! `GQA_MODEL_SEED` tries other operations than those of seed 1.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod driver;
 mod model;
 mod numbers;
@@ -11,6 +13,7 @@ mod operations;
 use std::cell::Cell;
 use std::time::Instant;
 
+use common::on_each;
 use driver::{Driver, Setup};
 use gqa::Dtype;
 use gqa::verify::adapters;
@@ -41,7 +44,7 @@ fn a_cache_does_what_its_model_does() {
         std::env::var("GQA_MODEL_SEED").map_or(1, |seed| seed.parse().expect("GQA_MODEL_SEED: a number"));
     let all = adapters();
     assert!(!all.is_empty(), "no adapter: `cargo xtask setup` unpacks a software driver");
-    for adapter in all {
+    on_each(all, |adapter| {
         let info = adapter.get_info();
         let start = Instant::now();
         for setup in SETUPS {
@@ -60,5 +63,5 @@ fn a_cache_does_what_its_model_does() {
             assert!(counts.full > 5 && counts.refused > 20 && counts.moved > 20, "{counts:?}");
         }
         println!("{} ({}): {:.1?}", info.name, info.backend, start.elapsed());
-    }
+    });
 }

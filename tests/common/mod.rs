@@ -13,6 +13,16 @@ pub(crate) fn gpus() -> Vec<Gpu> {
     gpus
 }
 
+/// `check` of all of them, side by side: most of the time goes to the drivers' compilers, and each keeps one core busy.
+pub(crate) fn on_each<T: Send>(all: Vec<T>, check: impl Fn(T) + Sync) {
+    let check = &check;
+    std::thread::scope(|scope| {
+        for item in all {
+            scope.spawn(move || check(item));
+        }
+    });
+}
+
 pub(crate) fn with(family: Family) -> Setup {
     Setup { options: Options { family, ..Options::default() }, slack: 2, page: None }
 }

@@ -4,7 +4,7 @@ use fastrand::Rng;
 use gqa::verify::check;
 use gqa::{AttentionSpec, Family, Options, Plan};
 
-use super::common::{FAMILIES, gpus};
+use super::common::{FAMILIES, gpus, on_each};
 use super::laws::tokens;
 use super::rings::{most, ring};
 use super::world::{Lab, Part, World};
@@ -42,7 +42,7 @@ fn fork(world: &mut World<'_>, nth: usize) -> usize {
 
 #[test]
 fn a_shared_prefix_is_read_once_for_all_forks() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             for (kv_heads, group, prefix) in [(2, 3, 96), (1, 1, 64), (2, 2, 107)] {
                 let spec =
@@ -75,13 +75,13 @@ fn a_shared_prefix_is_read_once_for_all_forks() {
                 }
             }
         }
-    }
+    });
 }
 
 /// What all share, what some of them share, and what each has for itself; also where what all share is too little.
 #[test]
 fn a_tree_of_forks_is_read_once_branch_by_branch() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(2, 1, 32).build().unwrap();
             let lab = Lab::new(&gpu, &spec, counting(family)).unwrap();
@@ -102,14 +102,14 @@ fn a_tree_of_forks_is_read_once_branch_by_branch() {
                 assert_eq!(found, expected, "{}, {family:?}, root of {root}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// However long a text is: a decode reads the window, and a ring holds it.
 #[test]
 fn a_window_reads_and_keeps_what_it_reaches() {
     const WINDOW: u32 = 50;
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         for family in FAMILIES {
             let spec = AttentionSpec::builder(6, 2, 32).window(WINDOW, None).build().unwrap();
             let lab = Lab::new(&gpu, &spec, counting(family)).unwrap();
@@ -131,5 +131,5 @@ fn a_window_reads_and_keeps_what_it_reaches() {
             let expected = (1000 - from) * tiles(plan, 9) + 3 * own * tiles(plan, 3);
             assert_eq!(keys_read(&mut world, &texts, &mut rng), expected, "{}, {family:?}", gpu.name());
         }
-    }
+    });
 }

@@ -10,7 +10,7 @@ mod saving;
 mod shards;
 mod world;
 
-use common::gpus;
+use common::{gpus, on_each};
 use fastrand::Rng;
 use gqa::verify::{PER_SPEC, Problem, ProblemSequence, Runner, check, random_problem, random_setup, same};
 use gqa::{AttentionSpec, Dtype, Family, Mask, Options, Rope, alibi_slopes};
@@ -39,7 +39,7 @@ fn random_specs(from: u64, count: usize) -> Vec<AttentionSpec> {
 
 #[test]
 fn laws_of_caches() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let start = std::time::Instant::now();
         let specs = featured().into_iter().chain(random_specs(40, 4));
         for (nth, spec) in specs.enumerate() {
@@ -53,12 +53,12 @@ fn laws_of_caches() {
             }
         }
         println!("{}: {:.1?}", gpu.name(), start.elapsed());
-    }
+    });
 }
 
 #[test]
 fn pages_of_any_size_and_order_give_what_one_piece_gives() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let fits = |problem: &Problem| {
             let pairs = |s: &ProblemSequence| u64::from(s.q_len) * u64::from(s.kv_len);
             let work = problem.sequences.iter().map(pairs).sum::<u64>();
@@ -81,5 +81,5 @@ fn pages_of_any_size_and_order_give_what_one_piece_gives() {
                 }
             }
         }
-    }
+    });
 }

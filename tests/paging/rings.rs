@@ -4,7 +4,7 @@ use fastrand::Rng;
 use gqa::verify::{Gpu, check, same};
 use gqa::{AttentionSpec, Dtype, KvCache, Options, PagedShape, Rope};
 
-use super::common::gpus;
+use super::common::{gpus, on_each};
 use super::laws::tokens;
 use super::world::{Lab, Part, World, text};
 
@@ -66,7 +66,7 @@ fn long_texts(gpu: &Gpu, spec: &AttentionSpec, page: u32) -> Result<(), String> 
 
 #[test]
 fn rings_give_what_windows_give() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let builder = AttentionSpec::builder;
         let specs = [
             builder(6, 2, 16).window(0, None),
@@ -79,5 +79,5 @@ fn rings_give_what_windows_give() {
                 assert_eq!(result, Ok(()), "{}, pages of {page}, {spec:?}", gpu.name());
             }
         }
-    }
+    });
 }

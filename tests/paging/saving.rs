@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use gqa::{AttentionSpec, Error, KvCache, Options, PagedShape, wgpu};
 
-use super::common::gpus;
+use super::common::{gpus, on_each};
 use super::laws::tokens;
 use super::world::{Lab, Part, World};
 
@@ -26,7 +26,7 @@ fn refused(world: &mut World<'_>, bytes: &[u8], what: &str) -> Error {
 
 #[test]
 fn damaged_files_are_refused() {
-    for gpu in gpus() {
+    on_each(gpus(), |gpu| {
         let spec = AttentionSpec::builder(3, 1, 4).window(9, None).build().unwrap();
         let all = spec.to_builder().window(None, None).build().unwrap();
         let lab = Lab::new(&gpu, &spec, Options::default()).unwrap();
@@ -85,5 +85,5 @@ fn damaged_files_are_refused() {
         let mut again = other(&layers, 1, 128);
         let id = again.cache.restore(&gpu.queue, &less).unwrap();
         assert!(again.save(id).unwrap() == less);
-    }
+    });
 }

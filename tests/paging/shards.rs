@@ -4,6 +4,7 @@ use fastrand::Rng;
 use gqa::verify::{Gpu, adapters, check};
 use gqa::{AttentionSpec, Dtype, KvCache, Mask, Options, PagedShape, Rope, wgpu};
 
+use super::common::on_each;
 use super::laws::{LAWS, tokens};
 use super::world::{Lab, Part, SHARD, World};
 
@@ -30,7 +31,7 @@ fn laws_hold_across_shards() {
         builder(2, 2, 96).v_head_dim(20).window(60, None).kv_dtype(Dtype::Q8).rotated(true),
     ];
     let specs = specs.map(|builder| builder.build().unwrap());
-    for adapter in all_adapters() {
+    on_each(all_adapters(), |adapter| {
         for spec in &specs {
             let gpu = short_of_bindings(&adapter, spec, SHARD);
             let lab = Lab::new(&gpu, spec, Options::default()).unwrap();
@@ -40,13 +41,13 @@ fn laws_hold_across_shards() {
                 assert_eq!(result, Ok(()), "{}: {name}, {spec:?}", gpu.name());
             }
         }
-    }
+    });
 }
 
 /// A long text in a kernel's view is a piece for each shard that it lies in.
 #[test]
 fn defragmenting_gathers_texts_in_few_shards() {
-    for adapter in all_adapters() {
+    on_each(all_adapters(), |adapter| {
         let spec = AttentionSpec::builder(6, 2, 64).v_head_dim(16).build().unwrap();
         let gpu = short_of_bindings(&adapter, &spec, 200);
         let lab = Lab::new(&gpu, &spec, Options { chunk: Some(1 << 20), ..Options::default() }).unwrap();
@@ -79,13 +80,13 @@ fn defragmenting_gathers_texts_in_few_shards() {
         for output in [before, after] {
             assert_eq!(check(&problem, &output), Ok(()), "{}", gpu.name());
         }
-    }
+    });
 }
 
 /// What is shared has states of its own: where there is no room for them, nothing is shared, but nothing is refused.
 #[test]
 fn sharing_is_given_up_where_states_have_no_room() {
-    for adapter in all_adapters() {
+    on_each(all_adapters(), |adapter| {
         let builder = AttentionSpec::builder(6, 2, 64).q_dtype(Dtype::F16);
         let spec = builder.build().unwrap();
         let gpu = short_of_bindings(&adapter, &spec, 96);
@@ -109,7 +110,7 @@ fn sharing_is_given_up_where_states_have_no_room() {
             let all = forks as u32 * (48 + len as u32) * 2 * (64 + 64) / 4;
             assert_eq!(world.fetches.unwrap() < all, shares, "{}, {forks} forks", gpu.name());
         }
-    }
+    });
 }
 
 /// Once as it happens: 156 MiB of keys where a binding holds 128 MiB. Adapters that could bind more are told that they cannot.

@@ -12,11 +12,11 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 /// What runs a program with the unpacked drivers, where there are any: as cargo's runner in `.cargo/config.toml`.
 const RUNNER: &str = r#"[ -r "$GQA_DRIVERS/env.sh" ] && . "$GQA_DRIVERS/env.sh"; exec "$@""#;
 
-/// A program that `cargo test --workspace` has built for its tests. `cargo run` would build wgpu once more, with the features that its package alone asks for.
+/// A program that `cargo test --profile checks --workspace` has built for its tests. `cargo run` would build wgpu once more, with the features that its package alone asks for.
 pub(crate) fn built(name: &str, arguments: &[&str]) -> Result<Command, String> {
     let xtask = std::env::current_exe().map_err(|e| format!("cannot find xtask itself: {e}"))?;
     let target = xtask.ancestors().nth(2).ok_or("xtask lies in no target folder: run it by `cargo xtask`")?;
-    let program = target.join("release").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    let program = target.join("checks").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     let mut command = if cfg!(target_os = "linux") {
         let mut shell = Command::new("sh");
         shell.args(["-c", RUNNER, "sh"]).arg(program);

@@ -43,25 +43,26 @@ const ADAPTERS: &str = "adapters";
 const LANES: &str = "16 lanes";
 
 fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
-    let step = |name, words: &[&str]| Step { name, command: process::cargo(words) };
+    let cargo = |words: &str| process::cargo(&words.split(' ').collect::<Vec<_>>());
+    let step = |name, words| Step { name, command: cargo(words) };
     // One profile, and everywhere the features that tests ask for: whatever is not ours is compiled once, and checked once. An example
     // brings the features of tests to the documentation.
-    let words = "doc --release --no-deps --package gqa --package gqa-burn --lib --example generate";
-    let mut documentation = step("documentation", &words.split(' ').collect::<Vec<_>>());
+    let words = "doc --profile checks --no-deps --package gqa --package gqa-burn --lib --example generate";
+    let mut documentation = step("documentation", words);
     documentation.command.env("RUSTDOCFLAGS", "-D warnings");
-    let mut tests = step("tests", &["test", "--release", "--workspace"]);
+    let mut tests = step("tests", "test --profile checks --workspace");
     tests.command.args(arguments);
     let mut steps = vec![
-        step("formatting", &["fmt", "--all", "--check"]),
-        step("clippy", &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        step("formatting", "fmt --all --check"),
+        step("clippy", "clippy --profile checks --workspace --all-targets -- -D warnings"),
         documentation,
-        step("build", &["test", "--release", "--workspace", "--no-run"]),
+        step("build", "test --profile checks --workspace --no-run"),
         Step { name: ADAPTERS, command: process::built("gqa", &["info"])? },
     ];
     // Only Linux has RADV.
     if cfg!(target_os = "linux") {
         // It has tests of its own, and `cargo test` builds those and not the program.
-        steps.push(step("isa, built", &["build", "--release", "--workspace", "--example", "isa"]));
+        steps.push(step("isa, built", "build --profile checks --workspace --example isa"));
         steps.push(Step { name: "isa", command: isa::built(&["--check"])? });
     }
     steps.push(tests);
@@ -143,6 +144,6 @@ mod tests {
         let steps = steps(true, &["decode".to_string()]).unwrap();
         let tests = steps.iter().find(|s| s.name == "tests").unwrap();
         let words: Vec<_> = tests.command.get_args().collect();
-        assert_eq!(words, ["test", "--release", "--workspace", "decode"]);
+        assert_eq!(words, ["test", "--profile", "checks", "--workspace", "decode"]);
     }
 }

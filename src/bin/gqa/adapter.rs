@@ -1,5 +1,7 @@
 //! `--adapter`, the same for every command.
 
+use std::panic::resume_unwind;
+
 use gqa::verify::{AdapterChoice, Gpu, adapters};
 
 use crate::Failure;
@@ -49,6 +51,19 @@ impl AdapterArgs {
             _ => Err(Failure::Usage("this command takes one adapter: name it by --adapter".to_owned())),
         }
     }
+}
+
+/// What `run` gives for each adapter, in their order. All at once: most of the time goes to the drivers' compilers, and each keeps one
+/// core busy.
+pub(crate) fn side_by_side<T: Send>(
+    gpus: &[Gpu],
+    run: impl Fn(&Gpu) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
+    let run = &run;
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = gpus.iter().map(|gpu| scope.spawn(move || run(gpu))).collect();
+        runs.into_iter().map(|run| run.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }
 
 /// What to do where there is no adapter at all.

@@ -11,7 +11,7 @@ use gqa::verify::{self, Gpu, Output, Problem, Setup, Tolerance};
 use gqa::wgpu;
 
 use crate::Failure;
-use crate::adapter::AdapterArgs;
+use crate::adapter::{AdapterArgs, side_by_side};
 use crate::case::{Case, CaseError, Expected};
 use report::{Check, Counts, Figures, Report, Source, Status};
 
@@ -135,7 +135,7 @@ impl Call<'_> {
             Ok((case, problem))
         });
         match both {
-            Ok((case, problem)) => gpus.iter().map(|gpu| self.report(gpu, &case, &problem)).collect(),
+            Ok((case, problem)) => side_by_side(gpus, |gpu| self.report(gpu, &case, &problem)),
             Err(reason) => Ok(vec![bad(reason)]),
         }
     }

@@ -6,10 +6,10 @@ use gqa::AttentionSpec;
 use gqa::verify::{
     Gpu, LAWS, PER_SPEC, Runner, check, check_gradients, random_gradients, random_problem, random_setup,
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::Failure;
-use crate::adapter::AdapterArgs;
+use crate::adapter::{AdapterArgs, side_by_side};
 
 /// Check the kernels against the f64 reference: random problems and laws that attention obeys
 ///
@@ -35,17 +35,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<(), Failure> {
-    let mut failures = 0;
-    for gpu in args.adapter.open()? {
-        failures += verify(&gpu, args)?;
-    }
-    if failures > 0 { Err(Failure::Mismatch) } else { Ok(()) }
+    let bars = MultiProgress::new();
+    let failures = side_by_side(&args.adapter.open()?, |gpu| verify(gpu, args, &bars))?;
+    if failures.iter().any(|count| *count > 0) { Err(Failure::Mismatch) } else { Ok(()) }
 }
 
 /// Runs all checks on one adapter and prints a summary; returns how many failed.
-fn verify(gpu: &Gpu, args: &Args) -> Result<usize, Failure> {
+fn verify(gpu: &Gpu, args: &Args, bars: &MultiProgress) -> Result<usize, Failure> {
     let laws = args.laws * LAWS.len() as u64;
-    let bar = ProgressBar::new(args.count + args.gradients + laws);
+    let bar = bars.add(ProgressBar::new(args.count + args.gradients + laws));
     if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {elapsed} {msg}") {
         bar.set_style(style);
     }
@@ -57,21 +55,23 @@ fn verify(gpu: &Gpu, args: &Args) -> Result<usize, Failure> {
         + run_laws(gpu, args, &bar);
     bar.finish_and_clear();
     let verdict = if failures == 0 { "PASS" } else { "FAIL" };
-    println!(
-        "{verdict} {}: {} random problems and {} of gradients from seed {}, {laws} checks of {} laws, {failures} failures, {:.0} s",
-        gpu.name(),
-        args.count,
-        args.gradients,
-        args.seed,
-        LAWS.len(),
-        start.elapsed().as_secs_f64(),
-    );
-    if args.gradients > 0 {
-        let (problems, cancelled) = (args.gradients, cancelled.get());
+    bars.suspend(|| {
         println!(
-            "     gradients: {cancelled} tensors of {problems} problems were near enough only for what outputs stored as f16 have rounded"
+            "{verdict} {}: {} random problems and {} of gradients from seed {}, {laws} checks of {} laws, {failures} failures, {:.0} s",
+            gpu.name(),
+            args.count,
+            args.gradients,
+            args.seed,
+            LAWS.len(),
+            start.elapsed().as_secs_f64(),
         );
-    }
+        if args.gradients > 0 {
+            let (problems, cancelled) = (args.gradients, cancelled.get());
+            println!(
+                "     gradients: {cancelled} tensors of {problems} problems were near enough only for what outputs stored as f16 have rounded"
+            );
+        }
+    });
     Ok(failures)
 }
 
