@@ -53,17 +53,17 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
     var dk: array<array<vec4<f32>, 4>, K_PARTS>;
     var dv: array<array<vec4<f32>, 4>, V_PARTS>;
-    for (var part = 0u; part < K_PARTS; part++) {
+    for (var part = 0u; part < bound(K_PARTS); part++) {
         dk[part] = array(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
     }
-    for (var part = 0u; part < V_PARTS; part++) {
+    for (var part = 0u; part < bound(V_PARTS); part++) {
         dv[part] = array(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
     }
 
     for (var tile = item.row_begin; tile < item.row_end; tile += ROWS) {
         var dots: array<vec4<f32>, ROWS_EACH>;
         var d_weights: array<vec4<f32>, ROWS_EACH>;
-        for (var part = 0u; part < K_PARTS; part++) {
+        for (var part = 0u; part < bound(K_PARTS); part++) {
             stage_k(item, kv_head, vec3(item.key_begin, part, thread));
             stage_q(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
@@ -72,7 +72,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             // The next part overwrites them.
             workgroupBarrier();
         }
-        for (var part = 0u; part < V_PARTS; part++) {
+        for (var part = 0u; part < bound(V_PARTS); part++) {
             stage_v(item, kv_head, vec3(item.key_begin, part, thread));
             stage_d(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
@@ -92,7 +92,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
             weights[nth * KEY_TEAMS + y] = p;
         }
-        for (var part = 0u; part < V_PARTS; part++) {
+        for (var part = 0u; part < bound(V_PARTS); part++) {
             stage_d(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the weights are whole.
             workgroupBarrier();
@@ -105,7 +105,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var j = 0u; j < ROWS_EACH; j++) {
             weights[(x + j * PART) * KEY_TEAMS + y] = d_weights[j];
         }
-        for (var part = 0u; part < K_PARTS; part++) {
+        for (var part = 0u; part < bound(K_PARTS); part++) {
             stage_q(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the gradients of the logits are whole.
             workgroupBarrier();
@@ -121,12 +121,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let key = item.key_begin + y * 4u + i;
         if key < item.key_end {
             let first = ((item.state + key - item.key_begin) * KV_HEADS + kv_head) * (K4 + V4);
-            for (var part = 0u; part < K_PARTS; part++) {
+            for (var part = 0u; part < bound(K_PARTS); part++) {
                 if part * PART + x < K4 {
                     gradients[first + part * PART + x] += dk[part][i];
                 }
             }
-            for (var part = 0u; part < V_PARTS; part++) {
+            for (var part = 0u; part < bound(V_PARTS); part++) {
                 if part * PART + x < V4 {
                     gradients[first + K4 + part * PART + x] += dv[part][i];
                 }

@@ -47,14 +47,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         rows[i] = row_of(item, kv_head, item.row_begin + y * 4u + i);
         sums[i] = sums_of(item, kv_head, item.row_begin + y * 4u + i);
     }
-    for (var part = 0u; part < K_PARTS; part++) {
+    for (var part = 0u; part < bound(K_PARTS); part++) {
         dq[part] = array(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
     }
 
     for (var tile = item.key_begin; tile < item.key_end; tile += KEYS) {
         var dots: array<vec4<f32>, KEYS_EACH>;
         var d_weights: array<vec4<f32>, KEYS_EACH>;
-        for (var part = 0u; part < K_PARTS; part++) {
+        for (var part = 0u; part < bound(K_PARTS); part++) {
             stage_q(item, kv_head, vec3(item.row_begin, part, thread));
             stage_k(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
@@ -63,7 +63,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             // The next part overwrites them.
             workgroupBarrier();
         }
-        for (var part = 0u; part < V_PARTS; part++) {
+        for (var part = 0u; part < bound(V_PARTS); part++) {
             stage_d(item, kv_head, vec3(item.row_begin, part, thread));
             stage_v(item, kv_head, vec3(tile, part, thread));
             // The parts are staged.
@@ -80,7 +80,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
             d_logits[(x + j * PART) * ROW_TEAMS + y] = ds;
         }
-        for (var part = 0u; part < K_PARTS; part++) {
+        for (var part = 0u; part < bound(K_PARTS); part++) {
             stage_k(item, kv_head, vec3(tile, part, thread));
             // The part is staged, and (first part) the gradients of the logits are whole.
             workgroupBarrier();
@@ -102,7 +102,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let row = item.row_begin + y * 4u + i;
         if row < item.row_end {
             let first = row_index(item, kv_head, row) * K4;
-            for (var part = 0u; part < K_PARTS; part++) {
+            for (var part = 0u; part < bound(K_PARTS); part++) {
                 if part * PART + x < K4 {
                     gradients[first + part * PART + x] += dq[part][i];
                 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::loops::longest_walk;
 use super::work::{cut, fold};
 use super::{FLAT_THREADS, Plan, StepInput, StepSequence};
+use crate::caps::Class;
 use crate::error::Error;
 use crate::params::{MAP_KEYS, StoreItem, WorkItem};
 use crate::shader::{Kernel, Tile, Variant};
@@ -74,9 +75,13 @@ impl Plan {
         let bytes = |rows: u32| rows * 9 * 16 + MAP_KEYS * 9 * 16 + MAP_KEYS * rows * 4;
         let rows =
             if bytes(64) <= self.caps.workgroup_memory && self.caps.invocations >= 128 { 64 } else { 32 };
+        // More than four parts of a head.
+        let is_long = spec.head_dim().max(spec.v_head_dim()) > 128;
+        let rolled = is_long && self.caps.class == Class::Software;
+        let staged = |kernel, tile| Variant { rolled, ..variant(kernel, tile) };
         let portable = (
-            variant(Kernel::BackwardQ, tile(rows, MAP_KEYS)),
-            variant(Kernel::BackwardKv, tile(MAP_KEYS, MAP_KEYS)),
+            staged(Kernel::BackwardQ, tile(rows, MAP_KEYS)),
+            staged(Kernel::BackwardKv, tile(MAP_KEYS, MAP_KEYS)),
         );
         let (queries, keys) = match self.prefill() {
             Variant { kernel: Kernel::PrefillSubgroup, tile, .. } => {

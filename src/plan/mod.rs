@@ -99,6 +99,7 @@ impl Plan {
             f16,
             shuffle: shuffle && kernel == Kernel::Decode,
             int64: caps.int64 && caps.fixed_subgroup() == Some(8),
+            rolled: false,
             matrix_units: options.matrix_units,
             counted: options.count_fetches,
             pooled: options.pooled,

@@ -245,6 +245,8 @@ pub struct Variant {
     pub shuffle: bool,
     /// Whether shaders may use 64-bit integers, which halve the components of a load.
     pub int64: bool,
+    /// Whether loops over the parts of a head stay loops (long heads, backward, on software adapters, whose compilers take long else).
+    pub rolled: bool,
     /// What multiplies matrices.
     pub matrix_units: MatrixUnits,
     /// Whether reads of K and V are counted.

@@ -167,6 +167,10 @@ impl Variant {
                     true => parts.push(self.broadcast_part()),
                     false => {
                         parts.extend([source!("parts/staged.wgsl"), source!("parts/staged_rows.wgsl")]);
+                        parts.push(match self.rolled {
+                            true => source!("parts/bound_hidden.wgsl"),
+                            false => source!("parts/bound.wgsl"),
+                        });
                     }
                 }
             }
