@@ -64,14 +64,14 @@ pub(super) fn write_out<'a>(text: &'a str, counts: &[(&str, u32)]) -> Cow<'a, st
         let body = write_out(&body, counts);
         let _ = writeln!(out, "{indent}{{");
         for line in body.lines() {
-            let _ = writeln!(out, "{}", replaced(line, name, 0));
+            let _ = writeln!(out, "{}", folded(&replaced(line, name, 0), counts));
         }
         out.push_str(&end);
         for nth in 1..count {
             out.push_str(" {");
             for line in body.lines() {
                 let code = line.split("//").next().unwrap_or_default().trim();
-                let _ = write!(out, " {}", replaced(code, name, nth));
+                let _ = write!(out, " {}", folded(&replaced(code, name, nth), counts));
             }
             out.push_str(" }");
         }
@@ -121,9 +121,51 @@ fn replaced(code: &str, name: &str, nth: u32) -> String {
     out
 }
 
+/// `code` with what is known of its indices added up: naga looks at all expressions of a function for each new one, and written-out loops are
+/// mostly indices.
+fn folded(code: &str, counts: &[(&str, u32)]) -> String {
+    let mut out = String::with_capacity(code.len());
+    let mut rest = code;
+    while let Some((before, after)) = rest.split_once('[') {
+        out.push_str(before);
+        out.push('[');
+        rest = after;
+        // Of nested indices the inner ones only.
+        if let Some((index, after)) = after.split_once(']').filter(|(index, _)| !index.contains(['[', '('])) {
+            out.push_str(&sum(index, counts));
+            out.push(']');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// A sum of products with those of literals and counts as one literal, where the first of them was.
+fn sum(index: &str, counts: &[(&str, u32)]) -> String {
+    let number = |factor: &str| match factor.strip_suffix('u').and_then(|digits| digits.parse().ok()) {
+        Some(literal) => Some(literal),
+        None => counts.iter().find(|(name, _)| *name == factor).map(|(_, count)| *count),
+    };
+    let product = |term: &str| term.split(" * ").map(number).product::<Option<u32>>();
+    let known = format!("{}u", index.split(" + ").filter_map(product).sum::<u32>());
+    let mut terms: Vec<&str> = Vec::new();
+    for term in index.split(" + ") {
+        match product(term) {
+            None => terms.push(term),
+            Some(_) if terms.contains(&known.as_str()) => {}
+            Some(_) => terms.push(&known),
+        }
+    }
+    if terms.len() > 1 {
+        terms.retain(|term| *term != "0u");
+    }
+    terms.join(" + ")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{MARK, few, write_out};
+    use super::{MARK, few, folded, write_out};
     use crate::shader::{Compiler, link};
     use crate::{AttentionSpec, Caps, Class, Error, Options, Plan};
 
@@ -178,6 +220,18 @@ for (var j = 0u; j < PART; j++) {
 ";
         assert_eq!(write_out(text, &[("PART", 2)]), expected);
         assert_eq!(write_out(text, &[("OTHER", 2)]), text);
+    }
+
+    #[test]
+    fn known_indices_are_one_literal() {
+        let fold = |code| folded(code, &[("WIDE", 8), ("KEYS", 2)]);
+        assert_eq!(fold("o[3u * WIDE + 1u * KEYS + 1u] += x[2u][0u];"), "o[27u] += x[2u][0u];");
+        assert_eq!(fold("q[r * WIDE + 2u * KEYS + four]"), "q[r * WIDE + 4u + four]");
+        assert_eq!(fold("q[0u * WIDE + at]"), "q[at]");
+        // Left alone: what is not a sum of products, nested indices but the innermost, arithmetic elsewhere.
+        let alone = ["q[1u / KEYS]", "q[(1u + 1u) * KEYS]", "2u * KEYS", "q[r % 2u * KEYS]", "a[b", "name"];
+        assert_eq!(alone.map(fold), alone);
+        assert_eq!(fold("a[b[1u + 1u] + 1u]"), "a[b[2u] + 1u]");
     }
 
     #[test]
