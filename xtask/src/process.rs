@@ -42,6 +42,15 @@ pub(crate) fn run(command: &mut Command) -> Result<u8, String> {
     Ok(status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1)))
 }
 
+/// Runs the child and returns its exit code; what it says comes at its end, below `title`.
+pub(crate) fn told(command: &mut Command, title: &str) -> Result<u8, String> {
+    let output = command.stdin(Stdio::null()).output().map_err(|e| cannot_start(command, &e))?;
+    let [said, errors] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    println!("{title}\n{said}{errors}");
+    Ok(output.status.code().map_or(1, |code| u8::try_from(code).unwrap_or(1)))
+}
+
 /// Runs the child silently and returns its standard output; its last lines of error make the message.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let output = command.stdin(Stdio::null()).output().map_err(|e| cannot_start(command, &e))?;

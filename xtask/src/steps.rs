@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check in turn, and a table of how they went.
 
+use std::panic::resume_unwind;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -9,6 +10,23 @@ use crate::{isa, model, process, setup};
 struct Step {
     name: &'static str,
     command: Command,
+    /// Whether it runs beside the step before it, and tells when it is done: most of their time is drivers' compilers, each on one core.
+    beside: bool,
+}
+
+impl Step {
+    /// Its exit code, and seconds.
+    fn run(&mut self) -> Result<(u8, f64), String> {
+        let start = Instant::now();
+        let code = match self.beside {
+            true => process::told(&mut self.command, &format!("\n=== {}", self.name))?,
+            false => {
+                println!("\n=== {}", self.name);
+                process::run(&mut self.command)?
+            }
+        };
+        Ok((code, start.elapsed().as_secs_f64()))
+    }
 }
 
 /// Runs all checks up to the first failure, whose code it returns.
@@ -21,18 +39,23 @@ pub(crate) fn test(quick: bool, arguments: &[String]) -> Result<u8, String> {
     }
     let mut rows = Vec::new();
     let mut failed = 0;
-    for mut step in steps(quick, arguments)? {
+    for group in steps(quick, arguments)?.chunk_by_mut(|_, next| next.beside) {
         if failed != 0 {
-            rows.push((step.name, "not run".to_string(), String::new()));
+            rows.extend(group.iter().map(|step| (step.name, "not run".to_string(), String::new())));
             continue;
         }
-        println!("\n=== {}", step.name);
-        let start = Instant::now();
-        failed = process::run(&mut step.command)?;
-        let result = if failed == 0 { "ok".to_string() } else { format!("FAILED ({failed})") };
-        rows.push((step.name, result, format!("{:.1}", start.elapsed().as_secs_f64())));
-        if step.name == ADAPTERS && failed == setup::NO_ADAPTER {
-            eprintln!("{}", setup::no_adapter());
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let runs: Vec<_> = group.iter_mut().map(|step| scope.spawn(|| (step.name, step.run()))).collect();
+            runs.into_iter().map(|run| run.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
+        for (name, result) in results {
+            let (code, seconds) = result?;
+            let result = if code == 0 { "ok".to_string() } else { format!("FAILED ({code})") };
+            rows.push((name, result, format!("{seconds:.1}")));
+            failed = if failed == 0 { code } else { failed };
+            if name == ADAPTERS && code == setup::NO_ADAPTER {
+                eprintln!("{}", setup::no_adapter());
+            }
         }
     }
     print!("\n{}", table(&rows));
@@ -44,7 +67,8 @@ const LANES: &str = "16 lanes";
 
 fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
     let cargo = |words: &str| process::cargo(&words.split(' ').collect::<Vec<_>>());
-    let step = |name, words| Step { name, command: cargo(words) };
+    let of = |name, command| Step { name, command, beside: false };
+    let step = |name, words| of(name, cargo(words));
     // One profile, and everywhere the features that tests ask for: whatever is not ours is compiled once, and checked once. An example
     // brings the features of tests to the documentation.
     let words = "doc --profile checks --no-deps --package gqa --package gqa-burn --lib --example generate";
@@ -57,19 +81,19 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
         step("clippy", "clippy --profile checks --workspace --all-targets -- -D warnings"),
         documentation,
         step("build", "test --profile checks --workspace --no-run"),
-        Step { name: ADAPTERS, command: process::built("gqa", &["info"])? },
+        of(ADAPTERS, process::built("gqa", &["info"])?),
     ];
     // Only Linux has RADV.
     if cfg!(target_os = "linux") {
         // It has tests of its own, and `cargo test` builds those and not the program.
         steps.push(step("isa, built", "build --profile checks --workspace --example isa"));
-        steps.push(Step { name: "isa", command: isa::built(&["--check"])? });
+        steps.push(of("isa", isa::built(&["--check"])?));
     }
     steps.push(tests);
     if !quick {
         let words = "verify --adapter all --seed 9600 --count 500 --laws 0".split(' ');
         let command = process::built("gqa", &words.collect::<Vec<_>>())?;
-        steps.push(Step { name: "verify", command });
+        steps.push(Step { name: "verify", command, beside: true });
     }
     // Mesa's software adapters have 8 lanes here; 16 and more are what GPUs have, and teams of 16 need them.
     if !quick && cfg!(target_os = "linux") {
@@ -77,7 +101,7 @@ fn steps(quick: bool, arguments: &[String]) -> Result<Vec<Step>, String> {
         let words: Vec<&str> = words.collect();
         let mut command = process::built("gqa", &words)?;
         command.env("LP_NATIVE_VECTOR_WIDTH", "512");
-        steps.push(Step { name: LANES, command });
+        steps.push(Step { name: LANES, command, beside: true });
     }
     Ok(steps)
 }
