@@ -16,7 +16,7 @@ use gqa::{AttentionSpec, Caps, Class, Dtype, Mask, Options, Pairing, Plan, Rope,
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
-/// Adapters as they are: the poorest, ones without f16, a software one, ordinary GPUs.
+/// Adapters as they are: the poorest, ones without f16, software ones, ordinary GPUs.
 fn adapters() -> Vec<Caps> {
     let minimal = Caps::minimal();
     let gpu =
@@ -27,7 +27,8 @@ fn adapters() -> Vec<Caps> {
         Caps { subgroup: Some((16, 32)), f16: true, cooperative_matrix: true, ..gpu.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, ..software.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, int64: true, vector_registers: 32, ..software.clone() },
-        Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software },
+        Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software.clone() },
+        Caps { subgroup: None, ..software },
         minimal,
         gpu,
     ]
@@ -40,11 +41,9 @@ fn specs() -> Vec<AttentionSpec> {
             for q_dtype in [Dtype::F32, Dtype::F16] {
                 for kv_dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
                     for causal in [true, false] {
-                        let builder =
-                            AttentionSpec::builder(q_heads, kv_heads, head_dim).v_head_dim(v_head_dim);
-                        specs.push(
-                            builder.q_dtype(q_dtype).kv_dtype(kv_dtype).causal(causal).build().unwrap(),
-                        );
+                        let builder = AttentionSpec::builder(q_heads, kv_heads, head_dim);
+                        let builder = builder.v_head_dim(v_head_dim).q_dtype(q_dtype).kv_dtype(kv_dtype);
+                        specs.push(builder.causal(causal).build().unwrap());
                     }
                 }
             }
