@@ -93,9 +93,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(q[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
-                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
-                    let x = k[e * K_WIDE + four];
+                    let x = k[e * K_WIDE + i * LANES + j];
                     for (var u = 0u; u < ROWS; u++) { // written out
                         dots[e * ROWS + u] += x * wide[u][j];
                     }
@@ -109,9 +108,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(d[u * V_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
-                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
-                    let x = v[e * V_WIDE + four];
+                    let x = v[e * V_WIDE + i * LANES + j];
                     for (var u = 0u; u < ROWS; u++) { // written out
                         d_weights[e * ROWS + u] += x * wide[u][j];
                     }
@@ -138,13 +136,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(q[u * K_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
-                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
                     var sum = vec4(0.0);
                     for (var u = 0u; u < ROWS; u++) { // written out
                         sum += ds[e * ROWS + u] * wide[u][j];
                     }
-                    dk[e * K_WIDE + four] += sum;
+                    dk[e * K_WIDE + i * LANES + j] += sum;
                 }
             }
         }
@@ -154,13 +151,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocatio
                 wide[u] = broadcast(d[u * V_PART + i]);
             }
             for (var j = 0u; j < LANES; j++) { // written out
-                const four = i * LANES + j;
                 for (var e = 0u; e < KEYS_EACH; e++) { // written out
                     var sum = vec4(0.0);
                     for (var u = 0u; u < ROWS; u++) { // written out
                         sum += p[e * ROWS + u] * wide[u][j];
                     }
-                    dv[e * V_WIDE + four] += sum;
+                    dv[e * V_WIDE + i * LANES + j] += sum;
                 }
             }
         }

@@ -38,7 +38,7 @@ setup
 test
   Set-up and the model, formatting, clippy, documentation, the adapters, on Linux `cargo xtask isa
   --check`, `cargo test --profile checks --workspace`, `gqa verify` on every adapter and, on Linux, again
-  with Mesa's at 16 lanes, up to the first failure. --quick leaves `gqa verify` out. ARGS go to
+  with Mesa's at 16 lanes (both beside the tests), up to the first failure. --quick leaves `gqa verify` out. ARGS go to
   `cargo test`, as in `cargo xtask test -- decode`.
 
 bench
