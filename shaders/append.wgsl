@@ -7,7 +7,7 @@
 // f32 rows (parts/slot_flat.wgsl).
 //
 // Bindings: 0 work list, 1 new keys, 2 new values, 3 keys, 4 values of the cache, 7 words, 8 table.
-// Prelude: THREADS, ROWS (tokens of a run), K_FORMAT and the like (parts/encode.wgsl), K_PITCH (elements of a staged row).
+// Prelude: THREADS, ROWS (tokens of a run), K_FORMAT and the like (parts/encode_rows.wgsl), K_PITCH (elements of a staged row).
 // Parts: `turned` is an element of a new key at its position, `slot_row` its row in the cache.
 
 struct AppendItem {

@@ -24,9 +24,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let sink = table_number(SINKS_AT + head);
     var share = 0.0;
     for (var token = thread; token < work.params.items; token += THREADS) {
-        // Of a token that no sequence has, delta is 0.
+        // Of a token that no sequence has both are 0, and the weight may be infinite.
         let sums = packed[packed_row(work.params.tokens, token, head) + K4 + V4];
-        share -= exp2(sink - sums.x) * sums.y;
+        share -= select(exp2(sink - sums.x) * sums.y, 0.0, sums.y == 0.0);
     }
     shares[thread] = share;
     // Every share is there.

@@ -2,7 +2,7 @@
 // An invocation makes whole words, so none is shared and there is no barrier. Invocations of the x dimension share out the words
 // of one sequence; y, z: sequence.
 //
-// Bindings: 0 work list, 1 the mask, 7 the step's words. Prelude: THREADS, Q_HEADS, MAX_WORKGROUPS, KEYS (keys of a word).
+// Bindings: 0 work list, 1 the mask, 7 the step's words. Prelude: THREADS, MAX_WORKGROUPS, KEYS (keys of a word).
 // Part: `pack_word` (pack_keep, pack_add) makes a word of some keys.
 
 struct PackItem {

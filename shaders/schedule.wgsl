@@ -58,18 +58,22 @@ fn tile_at(nth: u32) -> LoopTile {
     );
 }
 
-// Tokens before the step, within what is reserved: what lies on the GPU is nobody's promise.
+// A field of `LoopSequence`.
+fn of_sequence(sequence: u32, field: u32) -> u32 {
+    return input.entries[input.head.sequences_at + sequence * 5u + field];
+}
+
+// Tokens before the step, between what was there and what is reserved: what lies on the GPU is nobody's promise.
 fn length_of(sequence: u32) -> u32 {
-    return min(lengths[sequence], input.entries[input.head.sequences_at + sequence * 4u]);
+    return clamp(lengths[sequence], of_sequence(sequence, 0u), of_sequence(sequence, 1u));
 }
 
 fn new_len(sequence: u32) -> u32 {
-    return input.entries[input.head.sequences_at + sequence * 4u + 1u];
+    return of_sequence(sequence, 2u);
 }
 
 fn q_start(sequence: u32) -> i32 {
-    let q_len = input.entries[input.head.sequences_at + sequence * 4u + 2u];
-    return i32(length_of(sequence) + new_len(sequence)) - i32(q_len);
+    return i32(length_of(sequence) + new_len(sequence)) - i32(of_sequence(sequence, 3u));
 }
 
 // Keys that the rows of a tile see, from x to y.
@@ -85,7 +89,7 @@ fn keys_seen(tile: LoopTile) -> vec2<u32> {
         end = min(end, last + WINDOW_RIGHT + 1);
     }
     end = max(end, 0);
-    var begin = i32(input.entries[input.head.sequences_at + tile.sequence * 4u + 3u]);
+    var begin = i32(of_sequence(tile.sequence, 4u));
     if WINDOW_LEFT >= 0 {
         begin = max(begin, first - WINDOW_LEFT);
     }

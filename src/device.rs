@@ -30,7 +30,7 @@ impl Caps {
             offset_alignment: limits.min_storage_buffer_offset_alignment,
             subgroup,
             f16,
-            // Only lavapipe lacks the conversion, and it has it with the feature.
+            // lavapipe lacks the conversion without the feature; it is not worth telling apart from others that compute on the processor.
             unpack_f16: f16 || !(info.backend == wgpu::Backend::Vulkan && class == Class::Software),
             int64: features.contains(wgpu::Features::SHADER_INT64),
             cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
@@ -90,6 +90,7 @@ pub(crate) fn create_buffer(
     size: u64,
     usage: wgpu::BufferUsages,
 ) -> Result<wgpu::Buffer, Error> {
+    check_size(device, label, size)?;
     let scopes = [wgpu::ErrorFilter::OutOfMemory].map(|f| device.push_error_scope(f));
     let buffer = device.create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
@@ -103,6 +104,16 @@ pub(crate) fn create_buffer(
     }
 }
 
+/// That the device has buffers as large: wgpu answers one that is too large with an error that nobody catches.
+fn check_size(device: &wgpu::Device, label: &str, needed: u64) -> Result<(), Error> {
+    let found = device.limits().max_buffer_size;
+    if needed <= found {
+        return Ok(());
+    }
+    let hint = "request a higher limit from the adapter, split the batch, or make pages smaller";
+    Err(Error::Limit { what: label.to_owned(), limit: "max_buffer_size", needed, found, hint })
+}
+
 /// A buffer that holds `bytes`, whole words of them, from the start: no queue is needed.
 pub(crate) fn create_filled(
     device: &wgpu::Device,
@@ -111,6 +122,7 @@ pub(crate) fn create_filled(
     bytes: &[u8],
 ) -> Result<wgpu::Buffer, Error> {
     let size = bytes.len() as u64;
+    check_size(device, label, size)?;
     let memory = || Error::OutOfMemory { what: label.to_owned(), needed: size };
     let scopes = [wgpu::ErrorFilter::OutOfMemory].map(|f| device.push_error_scope(f));
     let buffer = device.create_buffer(&wgpu::BufferDescriptor {

@@ -77,6 +77,20 @@ pub enum Error {
         /// Closed, or of another cache.
         reason: &'static str,
     },
+    /// A sequence of the step does not lie any more where it lay when the step was prepared.
+    #[error(
+        "the step knows places that sequence {sequence} has given back since: record a step before its sequences are truncated, \
+         evicted, closed, moved or extended again, and prepare or update it anew"
+    )]
+    StaleStep {
+        /// Index of the sequence in the cache.
+        sequence: u32,
+    },
+    /// Bindings of another step, or of memory that the step has left to grow.
+    #[error(
+        "the bindings are not of this step as it is now: call Attention::bind again, and keep the new ones"
+    )]
+    StaleBindings,
     /// One sequence twice in a batch: its rows would be written twice.
     #[error("sequence {sequence} appears twice in one batch: merge its entries, or prepare two steps")]
     RepeatedSequence {
@@ -91,7 +105,7 @@ pub enum Error {
         /// What the cache holds.
         found: String,
     },
-    /// The step was prepared for another cache layout, or the layer does not exist.
+    /// The cache of the step has fewer layers.
     #[error("layer {layer} does not exist: the cache has {layers} (0 to {})", layers.saturating_sub(1))]
     NoSuchLayer {
         /// The layer asked for.

@@ -227,10 +227,12 @@ pub struct LoopPatch {
     pub add: u32,
 }
 
-/// A sequence of a loop. Read as four words by `shaders/schedule.wgsl`.
+/// A sequence of a loop. Read as five words by `shaders/schedule.wgsl`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct LoopSequence {
+    /// Tokens that it has at least: what came before them is not its own alone, or gone.
+    pub least: u32,
     /// Tokens that it may have before a step.
     pub room: u32,
     /// New tokens of a step.

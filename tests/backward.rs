@@ -12,8 +12,8 @@ use gqa::verify::{
 };
 use gqa::{Attention, Error};
 use gqa::{
-    AttentionSpec, BackwardIo, Batch, CacheShape, Dtype, Family, KvCache, Layout, Mask, Options, Rope,
-    Sequence,
+    AttentionSpec, BackwardIo, Batch, CacheShape, Dtype, Family, Io, KvCache, LayerWeights, Layout, Mask,
+    NewKv, Options, Rope, Sequence,
 };
 use serde_json::Value;
 
@@ -204,6 +204,59 @@ fn without_any_optional_feature() {
     });
 }
 
+/// A sink of any size weighs nothing in a token that no sequence has.
+#[test]
+fn gradients_of_sinks_pass_over_gaps() {
+    on_each(gpus(), |gpu| {
+        let (heads, dim, tokens) = (2, 8, 3);
+        let spec = AttentionSpec::builder(heads, 1, dim).sinks(true).build().unwrap();
+        let mut attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();
+        attention.set_weights(0, &LayerWeights { sinks: &[0.5, 200.0], ..LayerWeights::default() }).unwrap();
+        let shape = CacheShape { layers: 1, sequences: 1, capacity: 16 };
+        let of_gap = |gap: u32| {
+            let mut cache = KvCache::new(&gpu.device, &spec, shape).unwrap();
+            let id = cache.open().unwrap();
+            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            cache.extend(&mut encoder, &[(id, tokens)]).unwrap();
+            let sequences = [Sequence { token: Some(gap), ..Sequence::new(id, tokens) }];
+            let batch = Batch::new(&spec, &sequences).with_lse(&spec);
+            let step = attention.prepare(&gpu.queue, &cache, &batch).unwrap();
+            let gradients = attention.prepare_backward(&step).unwrap();
+            let tensor = |gap: u32, width: u32| {
+                let mut row = vec![7.0_f32; (gap * width) as usize];
+                row.extend((0..tokens * width).map(|i| (i as f32 * 0.7).sin()));
+                gpu.upload("test", bytemuck::cast_slice(&row))
+            };
+            let [q, out, d_out, dq] = [(); 4].map(|()| tensor(gap, heads * dim));
+            let [k, v, dk, dv] = [(); 4].map(|()| tensor(0, dim));
+            let (lse, d_sinks) = (tensor(gap, heads), tensor(0, heads));
+            let whole = wgpu::Buffer::as_entire_buffer_binding;
+            attention.append(&mut encoder, &step, 0, NewKv { k: whole(&k), v: whole(&v) }).unwrap();
+            let io = Io { q: whole(&q), out: whole(&out), lse: Some(whole(&lse)) };
+            attention.record(&mut encoder, &step, 0, io).unwrap();
+            let io = BackwardIo {
+                q: whole(&q),
+                out: whole(&out),
+                lse: whole(&lse),
+                d_out: whole(&d_out),
+                dq: whole(&dq),
+                dk: whole(&dk),
+                dv: whole(&dv),
+                d_sinks: Some(whole(&d_sinks)),
+            };
+            attention.backward(&mut encoder, (&step, &gradients), 0, io).unwrap();
+            gpu.finish(encoder).unwrap();
+            let found: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.download(&d_sinks).unwrap());
+            found[..heads as usize].to_vec()
+        };
+        let (without, with) = (of_gap(0), of_gap(5));
+        assert!(without[0].abs() > 1e-3 && without[1].is_finite(), "{}: {without:?}", gpu.name());
+        for (a, b) in without.iter().zip(&with) {
+            assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "{}: {without:?}, {with:?}", gpu.name());
+        }
+    });
+}
+
 #[test]
 fn what_does_not_train_is_refused_by_name() {
     let plain = || AttentionSpec::builder(8, 2, 64);
@@ -233,10 +286,10 @@ fn stale_and_incomplete_steps_are_refused() {
     let spec = AttentionSpec::builder(4, 2, 16).sinks(true).build().unwrap();
     let attention = Attention::new(&device, spec.clone(), Options::default()).unwrap();
     let mut cache =
-        KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 1, capacity: 64 }).unwrap();
-    let id = cache.open().unwrap();
+        KvCache::new(&device, &spec, CacheShape { layers: 1, sequences: 2, capacity: 64 }).unwrap();
+    let (id, other) = (cache.open().unwrap(), cache.open().unwrap());
     let mut encoder = device.create_command_encoder(&Default::default());
-    cache.extend(&mut encoder, &[(id, 5)]).unwrap();
+    cache.extend(&mut encoder, &[(id, 5), (other, 5)]).unwrap();
     let sequences = [Sequence::new(id, 5)];
     let batch = Batch::new(&spec, &sequences);
     let step = attention.prepare(&queue, &cache, &batch).unwrap();
@@ -251,6 +304,10 @@ fn stale_and_incomplete_steps_are_refused() {
     let broadcast = Batch { q: Layout { token_stride: 0, ..batch.q }, ..batch };
     let step = attention.prepare(&queue, &cache, &broadcast).unwrap();
     assert_eq!(field(attention.prepare_backward(&step).unwrap_err()), "q");
+    // So may new tokens that sequences share.
+    let shared = [id, other].map(|id| Sequence { new_token: Some(0), ..Sequence::new(id, 5) });
+    let step = attention.prepare(&queue, &cache, &Batch { sequences: &shared, ..batch }).unwrap();
+    assert_eq!(field(attention.prepare_backward(&step).unwrap_err()), "sequence.new_token");
     let mut step = attention.prepare(&queue, &cache, &batch).unwrap();
     let gradients = attention.prepare_backward(&step).unwrap();
     let buffer = device.create_buffer(&wgpu::BufferDescriptor {

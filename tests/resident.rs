@@ -163,16 +163,19 @@ fn lengths_on_the_gpu_are_as_good_as_on_the_host() {
     });
 }
 
-/// A length that no page is there for counts as the longest: nothing outside is read or written.
+/// A length that no page is there for counts as the longest or the shortest: nothing outside is read or written.
 #[test]
-fn lengths_beyond_what_is_reserved_count_as_what_is_reserved() {
+fn lengths_outside_what_is_reserved_count_as_its_bounds() {
     on_each(gpus(), |gpu| {
-        let spec = AttentionSpec::builder(4, 2, 16).build().unwrap();
+        let spec = AttentionSpec::builder(4, 2, 16).window(31, None).build().unwrap();
         let attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();
-        let mut this = Loop::new(&gpu, &spec, (2, 40));
+        let mut this = Loop::new(&gpu, &spec, (3, 140));
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        this.cache.reserve(&mut encoder, &[(this.ids[0], 33), (this.ids[1], 7)]).unwrap();
-        let lengths = gpu.upload("lengths", bytemuck::cast_slice(&[u32::MAX, 1_000_000]));
+        // The window has let go of the pages in front of the last sequence.
+        let [a, b, c] = this.ids[..] else { panic!("three sequences") };
+        this.cache.extend(&mut encoder, &[(c, 100)]).unwrap();
+        this.cache.reserve(&mut encoder, &[(a, 33), (b, 7), (c, 10)]).unwrap();
+        let lengths = gpu.upload("lengths", bytemuck::cast_slice(&[u32::MAX, 1_000_000, 0]));
         let sequences = this.sequences();
         let step = attention.prepare_loop(&gpu.queue, &this.cache, &this.batch(&sequences)).unwrap();
         for shard in &this.cache.layers()[0].shards {
@@ -184,8 +187,48 @@ fn lengths_beyond_what_is_reserved_count_as_what_is_reserved() {
         record(&attention, &mut encoder, &step, &tensors);
         gpu.finish(encoder).unwrap();
         let found: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.download(&lengths).unwrap());
-        assert_eq!(found, [33, 7], "{}", gpu.name());
+        assert_eq!(found, [33, 7, 101], "{}", gpu.name());
         assert!(this.result(&tensors).iter().all(|x| x.is_finite()), "{}", gpu.name());
+    });
+}
+
+/// Two sequences of unequal length that take the same new keys and values.
+#[test]
+fn new_tokens_that_sequences_share_go_to_the_slots_of_each() {
+    on_each(gpus(), |gpu| {
+        let spec = AttentionSpec::builder(4, 2, 16).rope(Rope::new(16)).build().unwrap();
+        let attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();
+        let results = [false, true].map(|is_loop| {
+            let mut this = Loop::new(&gpu, &spec, (2, 60));
+            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            for shard in &this.cache.layers()[0].shards {
+                encoder.clear_buffer(&shard.k, 0, None);
+                encoder.clear_buffer(&shard.v, 0, None);
+            }
+            let sequences: Vec<_> =
+                this.ids.iter().map(|id| Sequence { new_token: Some(0), ..Sequence::new(*id, 1) }).collect();
+            let growth = [(this.ids[0], 50), (this.ids[1], 3)];
+            this.cache.extend(&mut encoder, &growth).unwrap();
+            let one = growth.map(|(id, _)| (id, 1));
+            let tensors = this.tensors(0);
+            let step = if is_loop {
+                this.cache.reserve(&mut encoder, &one).unwrap();
+                let lengths = gpu.upload("lengths", bytemuck::cast_slice(&[50u32, 3]));
+                let step = attention.prepare_loop(&gpu.queue, &this.cache, &this.batch(&sequences)).unwrap();
+                attention.schedule(&mut encoder, &step, lengths.as_entire_buffer_binding()).unwrap();
+                step
+            } else {
+                this.cache.extend(&mut encoder, &one).unwrap();
+                attention.prepare(&gpu.queue, &this.cache, &this.batch(&sequences)).unwrap()
+            };
+            record(&attention, &mut encoder, &step, &tensors);
+            gpu.finish(encoder).unwrap();
+            this.result(&tensors)
+        });
+        let [host, resident] = &results;
+        assert!(host.iter().any(|x| *x != 0.0), "{}", gpu.name());
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * a.abs().max(1.0);
+        assert!(host.iter().zip(resident).all(near), "{}: {host:?}, {resident:?}", gpu.name());
     });
 }
 
@@ -209,4 +252,14 @@ fn what_a_loop_cannot_have_is_an_error() {
     assert_eq!(refused(spec().build().unwrap(), |s| s.documents = Some(&[32])), "sequence.documents");
     assert_eq!(refused(spec().mask(Mask::Tree).build().unwrap(), |s| s.tree = Some(&[1])), "sequence.tree");
     assert_eq!(refused(spec().build().unwrap(), |s| s.new_len = 33), "sequence.new_len");
+    assert_eq!(refused(spec().build().unwrap(), |s| s.q_len = 0), "sequence.q_len");
+    // What is not reserved cannot be taken: the last token would be written over.
+    let (gpu, spec) = (&gpus()[0], spec().build().unwrap());
+    let attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();
+    let mut this = Loop::new(gpu, &spec, (1, 32));
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    this.cache.extend(&mut encoder, &[(this.ids[0], 20)]).unwrap();
+    let sequences = this.sequences();
+    let result = attention.prepare_loop(&gpu.queue, &this.cache, &this.batch(&sequences));
+    assert!(matches!(result, Err(Error::Field { field: "sequence.new_len", .. })), "{result:?}");
 }

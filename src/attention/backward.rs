@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::layout::Layout;
 use crate::params::{Params, StoreHead};
 use crate::pipeline::{Pipeline, bind};
-use crate::plan::{BackwardLists, BackwardPlan, WorkLists};
+use crate::plan::{BackwardLists, BackwardPlan, StepInput, WorkLists};
 use crate::shader::row_fours;
 use crate::spec::AttentionSpec;
 use crate::step::{Host, Step};
@@ -86,6 +86,21 @@ fn check_written(step: &Step, spec: &AttentionSpec) -> Result<(), Error> {
     of_out(new).check_disjoint("new_v", new_v)
 }
 
+/// That no two sequences add to the gradient of one new token.
+fn check_apart(input: &StepInput) -> Result<(), Error> {
+    let mut spans: Vec<_> =
+        input.appends.iter().filter(|new| new.len > 0).map(|new| (new.token, new.token + new.len)).collect();
+    spans.sort_unstable();
+    match spans.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+        Some(pair) => {
+            let needed =
+                "another sequence takes the same new token: give each its own, and add up their gradients";
+            Err(Error::field("sequence.new_token", pair[1].0, needed))
+        }
+        None => Ok(()),
+    }
+}
+
 impl Attention {
     /// Prepares a step's gradients: once per forward call, for all layers. The batch must have a layout for the LSE.
     ///
@@ -93,10 +108,11 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Field`] when the spec does not train ([`Plan::backward`](crate::Plan::backward) says what does), the step has no LSE, is
-    /// a loop on the GPU or another attention's, or rows of its queries, new keys or new values overlap; [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`],
-    /// [`Error::Shader`].
+    /// a loop on the GPU or another attention's, rows of its queries, new keys or new values overlap, or sequences share new tokens;
+    /// [`Error::StaleStep`]; [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`], [`Error::Shader`].
     pub fn prepare_backward(&self, step: &Step) -> Result<BackwardStep, Error> {
         self.check_step(step)?;
+        step.host.resolved.places.check()?;
         if step.resident.is_some() {
             return Err(Error::field(
                 "step",
@@ -108,6 +124,7 @@ impl Attention {
             return Err(Error::field("batch.lse", "absent", "gradients need it: see Batch::with_lse"));
         }
         check_written(step, self.plan.spec())?;
+        check_apart(&step.host.resolved.input)?;
         let pipelines = self.backward_pipelines()?;
         let lists = pipelines.plan.work(&step.host.resolved.input);
         self.lay_out_backward(step, &lists)

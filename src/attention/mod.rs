@@ -183,8 +183,8 @@ impl Attention {
     /// Records writing the step's new keys and values into `layer` of the cache, converted to its storage type.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`], [`Error::Buffer`], [`Error::Field`] when the layer's weights are not set, [`Error::Shader`] when the device
-    /// refuses the kernel.
+    /// [`Error::NoSuchLayer`], [`Error::StaleStep`], [`Error::Buffer`]; [`Error::Field`] when the layer is of another kind or its weights are
+    /// not set, or another attention prepared the step; [`Error::Shader`] when the device refuses the kernel.
     pub fn append(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -247,8 +247,9 @@ impl Attention {
     /// Binds the tensors of one layer, to be dispatched any number of times.
     ///
     /// # Errors
-    /// [`Error::NoSuchLayer`]; [`Error::Buffer`] for a view that is too small, misaligned or lacks a usage; [`Error::Field`] when
-    /// the layer's weights are not set, or [`Self::mask`] has not been called for the step; [`Error::Shader`] when the device refuses a kernel.
+    /// [`Error::NoSuchLayer`], [`Error::StaleStep`]; [`Error::Buffer`] for a view that is too small, misaligned or lacks a usage;
+    /// [`Error::Field`] when the layer is of another kind or its weights are not set, another attention prepared the step, or [`Self::mask`]
+    /// has not been called for it; [`Error::Shader`] when the device refuses a kernel.
     pub fn bind(&self, step: &Step, layer: u32, io: Io<'_>) -> Result<Bindings, Error> {
         let shards = &self.layer(step, layer)?.shards;
         let mut bindings = Bindings { stamp: step.stamp, embed: None, shards: Vec::new(), combine: None };
@@ -311,7 +312,8 @@ impl Attention {
     /// Records bound attention into a compute pass of the caller's, replacing its pipeline and its bind group 0.
     ///
     /// # Errors
-    /// [`Error::Field`] when `bindings` were made for another step, or the step by another attention.
+    /// [`Error::StaleBindings`], [`Error::StaleStep`]; [`Error::Field`] when another attention prepared the step, or [`Self::mask`] has not
+    /// been called for it since it was updated.
     pub fn dispatch(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
@@ -319,13 +321,11 @@ impl Attention {
         bindings: &Bindings,
     ) -> Result<(), Error> {
         self.check_step(step)?;
+        step.host.resolved.places.check()?;
         if bindings.stamp != step.stamp {
-            return Err(Error::field(
-                "bindings",
-                "made for another step",
-                "call Attention::bind with this step",
-            ));
+            return Err(Error::StaleBindings);
         }
+        self.check_masked(step)?;
         let mut dispatch = |kernel: &Lazy, group: &Option<wgpu::BindGroup>, launch: &Launch| {
             let (Some(group), Some([x, y, z])) = (group, launch.get()) else { return Ok(()) };
             pass.set_pipeline(&kernel.get()?.pipeline);
@@ -385,6 +385,7 @@ impl Attention {
 
     fn layer<'a>(&self, step: &'a Step, layer: u32) -> Result<&'a Layer, Error> {
         self.check_step(step)?;
+        step.host.resolved.places.check()?;
         let layers = step.layers.len() as u32;
         let found = step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })?;
         match found.kind == step.kind {

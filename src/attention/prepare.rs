@@ -16,7 +16,7 @@ impl Attention {
     /// position or layout that cannot be, [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`].
     pub fn prepare(&self, queue: &wgpu::Queue, cache: &KvCache, batch: &Batch<'_>) -> Result<Step, Error> {
         let mut host = Host::default();
-        let kind = self.resolve(cache, batch, &mut host)?;
+        let kind = self.resolve((cache, false), batch, &mut host)?;
         let layers = cache.shared_layers();
         Step::new(self.maker(queue, &layers, (kind.0, &kind.1)), batch, host)
     }
@@ -40,20 +40,30 @@ impl Attention {
         if step.resident.is_some() {
             return Err(Error::field("step", "of a loop on the GPU", "call Attention::prepare_loop anew"));
         }
-        let kind = self.resolve(cache, batch, &mut step.host)?;
-        let layers = cache.shared_layers();
-        step.renew(self.maker(queue, &layers, (kind.0, &kind.1)), batch)
+        step.renew(|step| {
+            let kind = self.resolve((cache, false), batch, &mut step.host)?;
+            let layers = cache.shared_layers();
+            step.lay_out(self.maker(queue, &layers, (kind.0, &kind.1)), batch)
+        })
     }
 
-    /// Looks a batch up in the cache, for the kind of layers that the spec is for.
-    fn resolve(&self, cache: &KvCache, batch: &Batch<'_>, host: &mut Host) -> Result<(u32, Kind), Error> {
-        let index = cache.kind_of(self.plan.spec())?;
-        let kind = *cache.kind(index).ok_or(Error::NoSuchLayer { layer: 0, layers: 0 })?;
-        batch.resolve(
-            &self.plan,
-            Pool { table: cache.table(), index, reserved: false },
-            &mut host.resolved,
-        )?;
+    /// Looks a batch up in the cache, for the kind of layers that the spec is for. Sequences are as long as they are, or `reserved`: as
+    /// they can become.
+    pub(super) fn resolve(
+        &self,
+        (cache, reserved): (&KvCache, bool),
+        batch: &Batch<'_>,
+        host: &mut Host,
+    ) -> Result<(u32, Kind), Error> {
+        if *cache.device() != self.device {
+            return Err(Error::field(
+                "cache",
+                "of another device",
+                "create it on the device of the attention",
+            ));
+        }
+        let (index, kind) = cache.kind_of(self.plan.spec())?;
+        batch.resolve(&self.plan, Pool { table: cache.table(), index, reserved }, &mut host.resolved)?;
         Ok((index as u32, kind))
     }
 

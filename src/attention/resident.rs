@@ -1,7 +1,7 @@
 //! Loops on the GPU's clock: lengths live in a buffer, and a kernel turns them into the work of each step.
 
 use super::Attention;
-use crate::batch::{Batch, Pool};
+use crate::batch::Batch;
 use crate::cache::KvCache;
 use crate::device::create_filled;
 use crate::error::Error;
@@ -54,19 +54,17 @@ impl Attention {
         batch: &Batch<'_>,
     ) -> Result<Step, Error> {
         check_batch(&self.plan, batch)?;
-        let index = cache.kind_of(self.plan.spec())?;
-        let kind = *cache.kind(index).ok_or(Error::NoSuchLayer { layer: 0, layers: 0 })?;
+        let mut host = Host::default();
+        let (index, kind) = self.resolve((cache, true), batch, &mut host)?;
         if kind.shards() > 1 {
             let needed = "lengths can live on the GPU where a layer is one shard: make the pool smaller";
             return Err(Error::field("cache", format!("{} shards", kind.shards()), needed));
         }
-        let mut host = Host::default();
-        let pool = Pool { table: cache.table(), index, reserved: true };
-        batch.resolve(&self.plan, pool, &mut host.resolved)?;
         let pipeline = self.scheduler.get()?.clone();
         let layers = cache.shared_layers();
-        let maker = self.maker(queue, &layers, (index as u32, &kind));
-        let room = Room::of(&self.plan, &host.resolved.input)?;
+        let maker = self.maker(queue, &layers, (index, &kind));
+        let lengths = batch.sequences.iter().map(|s| cache.len(s.id)).collect::<Result<Vec<_>, _>>()?;
+        let room = Room::of(&self.plan, &host.resolved.input, &lengths)?;
         let parts = host.resolved.input.dense + host.resolved.input.words.len() as u64;
         let words = host.resolved.input.words.len() + (room.items * u64::from(PART_WORDS)) as usize;
         host.resolved.input.words.resize(words, 0);
@@ -81,7 +79,7 @@ impl Attention {
         let attend = if room.is_decode { shard.decode } else { shard.prefill };
         let params = (size_of::<Params>() / 4) as u32;
         let patches = patches(
-            &step,
+            (&self.plan, &step),
             batch,
             [shard.append.region, step.embed.region].map(|r| words_of(r.offset) + params),
         );
@@ -124,7 +122,8 @@ impl Attention {
     }
 
     /// Records the beginning of a step of a loop: makes its work from `lengths` (a u32 for each sequence of the batch, in order: the
-    /// tokens before the step), then adds its new tokens to them. A length beyond what is reserved counts as what is reserved.
+    /// tokens before the step), then adds its new tokens to them. A length beyond what is reserved counts as what is reserved, one below
+    /// what the cache held when the loop was prepared as that.
     ///
     /// # Errors
     /// [`Error::Field`] when the step was not made by [`Self::prepare_loop`] of this attention, [`Error::Buffer`].
@@ -135,6 +134,7 @@ impl Attention {
         lengths: wgpu::BufferBinding<'_>,
     ) -> Result<(), Error> {
         self.check_step(step)?;
+        step.host.resolved.places.check()?;
         let Some(resident) = &step.resident else {
             return Err(Error::field(
                 "step",
@@ -166,6 +166,10 @@ fn check_batch(plan: &Plan, batch: &Batch<'_>) -> Result<(), Error> {
     if plan.spec().mask().is_dense() {
         return refuse("mask", "dense");
     }
+    if batch.sequences.iter().all(|s| s.q_len == 0) {
+        let needed = "a loop attends: use prepare for what only appends";
+        return Err(Error::field("sequence.q_len", "0 in all sequences", needed));
+    }
     for s in batch.sequences {
         if s.tree.is_some() {
             return refuse("sequence.tree", "given");
@@ -196,17 +200,17 @@ struct Room {
 }
 
 impl Room {
-    /// At the longest: `input` has the sequences as long as they can become.
-    fn of(plan: &Plan, input: &StepInput) -> Result<Self, Error> {
+    /// At the longest: `input` has the sequences as long as they can become, `lengths` as long as they are.
+    fn of(plan: &Plan, input: &StepInput, lengths: &[u32]) -> Result<Self, Error> {
         let most = input.sequences.iter().map(|s| s.q_len * plan.spec().group()).max().unwrap_or(0);
         // One kernel for all, so that one dispatch takes them.
         let (is_decode, tile_rows) = plan.tile_of(most);
         let (mut tiles, mut sequences) = (Vec::new(), Vec::new());
         let chunk = plan.chunk_bounds(input.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0));
         let (mut shortest, mut longest, mut keys) = (0, 0, 0);
-        for (nth, (s, new)) in (0..).zip(input.sequences.iter().zip(&input.appends)) {
+        for (nth, ((s, new), least)) in (0..).zip(input.sequences.iter().zip(&input.appends).zip(lengths)) {
             let (room, new_len) = (s.kv_len - new.len, new.len);
-            sequences.push(LoopSequence { room, new_len, q_len: s.q_len, begin: s.begin });
+            sequences.push(LoopSequence { least: *least, room, new_len, q_len: s.q_len, begin: s.begin });
             let rows = s.q_len * plan.spec().group();
             for row_begin in (0..rows).step_by(tile_rows as usize) {
                 let row_end = rows.min(row_begin + tile_rows);
@@ -216,11 +220,11 @@ impl Room {
                 keys += u64::from(s.kv_len);
             }
         }
-        if keys > u64::from(u32::MAX) {
+        let fill = (plan.fill() / plan.spec().kv_heads()).max(1);
+        if keys + u64::from(fill) > u64::from(u32::MAX) {
             let needed = "the GPU counts them in 32 bits: split the batch";
             return Err(Error::field("batch", format!("{keys} keys in all tiles"), needed));
         }
-        let fill = (plan.fill() / plan.spec().kv_heads()).max(1);
         // Chunks that fill the device are one for each tile more than those that fill it, unless they would be too long or too short.
         let items = shortest.min(longest.max(tiles.len() as u64 + u64::from(fill)));
         Ok(Self { tiles, sequences, is_decode, rows: tile_rows.min(most), items, fill, chunk })
@@ -228,30 +232,34 @@ impl Room {
 }
 
 /// The words of the work lists that follow from lengths alone: slots and positions of new tokens, positions of rotated queries.
-fn patches(step: &Step, batch: &Batch<'_>, [append_at, embed_at]: [u32; 2]) -> Vec<LoopPatch> {
+fn patches(
+    (plan, step): (&Plan, &Step),
+    batch: &Batch<'_>,
+    [append_at, embed_at]: [u32; 2],
+) -> Vec<LoopPatch> {
     const ITEM: u32 = (size_of::<AppendItem>() / 4) as u32;
     let (slot, position) = (2, 3);
     let mut patches = Vec::new();
     let input = &step.host.resolved.input;
-    for (nth, item) in (0..).zip(step.host.lists.append.iter().flatten()) {
-        let sequence = owner(item.token, input.appends.iter().map(|new| (new.token, new.len)));
-        let add = item.token - input.appends[sequence].token;
-        for field in [slot, position] {
-            patches.push(LoopPatch { word: append_at + nth * ITEM + field, sequence: sequence as u32, add });
+    // Both lists have the sequences in their order, each in runs. New tokens alone do not tell whose they are: several may take the same.
+    let runs = |tokens: u32, run: u32| (0..tokens).step_by(run as usize);
+    let mut item = 0..;
+    for (sequence, new) in (0..).zip(&input.appends) {
+        for (add, nth) in runs(new.len, plan.append().tile.rows).zip(&mut item) {
+            for field in [slot, position] {
+                patches.push(LoopPatch { word: append_at + nth * ITEM + field, sequence, add });
+            }
         }
     }
-    for (nth, item) in (0..).zip(&step.host.embed) {
-        let sequence = owner(item.token, input.sequences.iter().map(|s| (s.token, s.q_len)));
-        let (s, new_len) = (&input.sequences[sequence], batch.sequences[sequence].new_len);
-        let add = (item.token - s.token).wrapping_add(new_len).wrapping_sub(s.q_len);
-        patches.push(LoopPatch { word: embed_at + nth * ITEM + position, sequence: sequence as u32, add });
+    let Some(embed) = plan.embed() else { return patches };
+    let mut item = 0..;
+    for ((sequence, s), of_batch) in (0..).zip(&input.sequences).zip(batch.sequences) {
+        for (at, nth) in runs(s.q_len, embed.tile.rows).zip(&mut item) {
+            let add = at.wrapping_add(of_batch.new_len).wrapping_sub(s.q_len);
+            patches.push(LoopPatch { word: embed_at + nth * ITEM + position, sequence, add });
+        }
     }
     patches
-}
-
-/// Whose span a token lies in.
-fn owner(token: u32, mut spans: impl Iterator<Item = (u32, u32)>) -> usize {
-    spans.position(|(first, len)| (first..first + len).contains(&token)).unwrap_or(0)
 }
 
 /// Entries are written as words by `shaders/schedule.wgsl`.

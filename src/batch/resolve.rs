@@ -4,7 +4,7 @@ use super::share::{Candidate, share};
 use super::{Batch, Sequence};
 use crate::error::Error;
 use crate::layout::Shape;
-use crate::pages::{PoolShape, SequenceTable};
+use crate::pages::{KnownPlaces, PoolShape, SequenceTable};
 use crate::params::PackItem;
 use crate::plan::{Cut, MaskPlace, Plan, Span, StepAppend, StepInput, StepSequence};
 use crate::spec::{AttentionSpec, Mask, MaskLayout};
@@ -29,6 +29,8 @@ pub(crate) struct Resolved {
     pub(crate) tokens: u32,
     /// Tokens that `new_k` and `new_v` reach.
     pub(crate) new_tokens: u32,
+    /// Where the sequences lie.
+    pub(crate) places: KnownPlaces,
     /// Scratch: whether a sequence has been named, who may share keys, which output tokens are taken.
     seen: Vec<bool>,
     candidates: Vec<Candidate>,
@@ -63,18 +65,26 @@ impl Batch<'_> {
         resolved.clear(pool.table);
         let (mut next, mut next_new) = (0, 0);
         for (nth, s) in self.sequences.iter().enumerate() {
-            let kv_len = match pool.reserved {
-                true => pool.table.reserved(s.id)?,
-                false => pool.table.len(s.id)?,
+            let len = pool.table.len(s.id)?;
+            // Of a loop, new tokens lie in what is reserved beyond the length.
+            let (kv_len, most_new) = match pool.reserved {
+                true => pool.table.reserved(s.id).map(|reserved| (reserved, reserved - len))?,
+                false => (len, len),
             };
             let index = s.id.index();
             if std::mem::replace(&mut resolved.seen[index as usize], true) {
                 return Err(Error::RepeatedSequence { sequence: index });
             }
-            if s.new_len > kv_len {
-                let needed = format!(
-                    "sequence {index} has {kv_len} tokens in the cache: call `KvCache::extend` (in a loop `reserve`) first"
-                );
+            resolved.places.learn(index);
+            if s.new_len > most_new {
+                let needed = match pool.reserved {
+                    true => format!(
+                        "sequence {index} has room for {most_new} more: call `KvCache::reserve` first"
+                    ),
+                    false => format!(
+                        "sequence {index} has {len} tokens in the cache: call `KvCache::extend` first"
+                    ),
+                };
                 return Err(Error::field("sequence.new_len", s.new_len, needed));
             }
             count("sequence.q_len * q_heads", u64::from(s.q_len) * u64::from(spec.q_heads()))?;
@@ -286,6 +296,7 @@ impl Resolved {
         self.candidates.clear();
         self.seen.clear();
         self.seen.resize(table.sequences() as usize, false);
+        self.places.begin(table.places());
         (self.mask_extent, self.tokens, self.new_tokens) = (0, 0, 0);
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::caps::Caps;
 use crate::device::create_buffer;
 use crate::error::Error;
-use crate::pages::{SequenceId, SequenceTable, Usage};
+use crate::pages::{Place, SequenceId, SequenceTable, Usage};
 use crate::spec::AttentionSpec;
 
 #[cfg(feature = "safetensors")]
@@ -227,7 +227,8 @@ impl KvCache {
         self.copies.moves.clear();
         self.table.defragment(&mut self.copies.moves);
         self.copies.record_moves(encoder, &self.kinds, &self.layers);
-        Ok(self.copies.moves.len() as u32)
+        // What waits in the spare page moves twice, and arrives once.
+        Ok(self.copies.moves.iter().filter(|moved| matches!(moved.to, Place::Page(_))).count() as u32)
     }
 
     /// Records copying all that the cache holds of a sequence into a buffer that can be mapped: the first half of saving it.
@@ -297,23 +298,30 @@ impl KvCache {
         shards.map(|shard| shard.k.size() + values(shard)).sum()
     }
 
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
     pub(crate) fn shared_layers(&self) -> Arc<[Layer]> {
         Arc::clone(&self.layers)
     }
     pub(crate) fn table(&self) -> &SequenceTable {
         &self.table
     }
+
+    #[cfg(feature = "cli")]
     pub(crate) fn kind(&self, kind: usize) -> Option<&Kind> {
         self.kinds.get(kind)
     }
 
     /// The kind of layers that attention with `spec` is for.
-    pub(crate) fn kind_of(&self, spec: &AttentionSpec) -> Result<usize, Error> {
+    pub(crate) fn kind_of(&self, spec: &AttentionSpec) -> Result<(usize, Kind), Error> {
         let needed = Entry::of(spec);
-        let same = |kind: &&Kind| kind.entry == needed;
-        let position = |fits: &dyn Fn(&Kind) -> bool| self.kinds.iter().position(|k| same(&k) && fits(k));
-        let exact = position(&|kind| kind.window.is_some() && kind.window == spec.window_left());
-        exact.or_else(|| position(&|kind| kind.window.is_none())).ok_or_else(|| {
+        let find = |fits: &dyn Fn(&Kind) -> bool| {
+            let found = self.kinds.iter().enumerate().find(|(_, kind)| kind.entry == needed && fits(kind));
+            found.map(|(index, kind)| (index, *kind))
+        };
+        let exact = find(&|kind| kind.window.is_some() && kind.window == spec.window_left());
+        exact.or_else(|| find(&|kind| kind.window.is_none())).ok_or_else(|| {
             let window = |window: Option<u32>| match window {
                 Some(keys) => format!(" with a window of {keys} before"),
                 None => String::new(),

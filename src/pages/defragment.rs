@@ -8,6 +8,7 @@ const NONE: u32 = u32::MAX;
 impl SequenceTable {
     /// Renumbers the used pages from 0, sequence by sequence, a shared page with its first holder. Contents must follow `moves`.
     pub(crate) fn defragment(&mut self, moves: &mut Vec<PageMove>) {
+        (0..self.entries.len()).for_each(|index| self.places.changed(index));
         for (nth, pool) in self.pools.iter_mut().enumerate() {
             // The old number of each new one, and the new number of each old one.
             let mut sources = Vec::new();

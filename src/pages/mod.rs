@@ -7,6 +7,7 @@
 mod check;
 mod defragment;
 mod grow;
+mod places;
 mod pool;
 mod sequence;
 mod shrink;
@@ -20,6 +21,7 @@ use crate::error::Error;
 use pool::Pool;
 use sequence::Entry;
 
+pub(crate) use places::{KnownPlaces, Places};
 pub use usage::{PoolUsage, Usage};
 
 /// Names an open sequence of one cache. Stale after [`KvCache::close`](crate::KvCache::close), and no use to another cache.
@@ -88,6 +90,7 @@ pub(crate) struct SequenceTable {
     capacity: u32,
     entries: Vec<Entry>,
     pools: Vec<Pool>,
+    places: Places,
     scratch: Scratch,
 }
 
@@ -110,7 +113,8 @@ impl SequenceTable {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let entries = vec![Entry::new(pools.len()); sequences as usize];
         let scratch = Scratch { stamps: vec![0; sequences as usize], ..Scratch::default() };
-        Self { id, capacity, entries, pools: pools.iter().copied().map(Pool::new).collect(), scratch }
+        let pools = pools.iter().copied().map(Pool::new).collect();
+        Self { id, capacity, entries, pools, places: Places::new(sequences), scratch }
     }
 
     /// Most tokens of one sequence.
@@ -214,6 +218,11 @@ impl SequenceTable {
     pub(crate) fn begins_shared(&self, id: SequenceId, pool: usize) -> Result<bool, Error> {
         let first = self.entry(id)?.lists[pool].pages.first();
         Ok(first.is_some_and(|page| self.pools[pool].refs(*page) > 1))
+    }
+
+    /// What steps must know to tell that they are stale.
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// The entry's index, if the handle is valid.

@@ -75,12 +75,13 @@ impl PageList {
         (!len.is_multiple_of(pool.shape.page) && pool.refs(page) > 1).then_some(at)
     }
 
-    /// Gives back the pages that lie wholly before a token.
-    pub(super) fn release_before(&mut self, token: u32, pool: &mut Pool) {
+    /// Gives back the pages that lie wholly before a token, and says how many they were.
+    pub(super) fn release_before(&mut self, token: u32, pool: &mut Pool) -> usize {
         let before = self.before(token, pool);
         self.first += before as u32;
         // The last to be freed is the first to be taken: pages come back in their order.
         self.pages.drain(..before).rev().for_each(|page| pool.release(page));
+        before
     }
 
     /// Gives back the pages that lie wholly behind the first `len` tokens.

@@ -14,13 +14,15 @@ impl SequenceTable {
         entry.shorten(0, &mut self.pools);
         entry.open = false;
         entry.generation = entry.generation.wrapping_add(1);
+        self.places.changed(index);
         Ok(())
     }
 
     /// Shortens every open sequence to nothing.
     pub(crate) fn clear(&mut self) {
-        for entry in &mut self.entries {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
             entry.shorten(0, &mut self.pools);
+            self.places.changed(index);
         }
     }
 
@@ -47,6 +49,7 @@ impl SequenceTable {
             return Err(Error::field("len", len, needed));
         }
         entry.shorten(len, &mut self.pools);
+        self.places.changed(index);
         Ok(())
     }
 
@@ -64,6 +67,7 @@ impl SequenceTable {
         for (list, pool) in entry.lists.iter_mut().zip(&mut self.pools) {
             list.release_before(entry.begin, pool);
         }
+        self.places.changed(index);
         Ok(())
     }
 }

@@ -89,7 +89,9 @@ impl Plan {
             });
         }
         reasons.push(match options.chunk {
-            Some(chunk) => format!("keys are cut into chunks of {chunk}, as asked"),
+            Some(chunk) => format!(
+                "keys are cut into chunks of about {chunk}, as asked, in whole steps and of even length"
+            ),
             None => format!("keys are cut into chunks only until {fill} workgroups are busy"),
         });
         let variant = |(kernel, tile)| Variant {

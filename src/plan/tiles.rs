@@ -277,7 +277,7 @@ impl Picker<'_> {
                 return Err(Error::field("options.decode_rows", rows, needed));
             }
             Some(rows) => rows,
-            None if group.div_ceil(fit) > 2 * group.div_ceil(prefill_default) => {
+            None if group.div_ceil(fit) > 2 * group.div_ceil(prefill.1.rows) => {
                 reasons.push(format!(
                     "decode: as prefill, because {group} rows of a group would need {} tiles of {fit}, each reading all keys",
                     group.div_ceil(fit)

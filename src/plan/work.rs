@@ -42,27 +42,32 @@ impl WorkLists {
     pub(crate) fn fill(&mut self, plan: &Plan, input: &mut StepInput) {
         let mut words = std::mem::take(&mut input.words);
         let tables = words.len();
-        let mut chunk = fair_chunk(plan, input);
         let step = plan.chunk_step();
+        let first = fair_chunk(plan, input);
+        // Chunks as long as every sequence, or as the driver lets a kernel walk, are as few as there can be.
+        let whole = input.sequences.iter().map(|s| s.kv_len).max().unwrap_or(0).next_multiple_of(step);
+        let longest = whole.min(plan.longest_chunk);
+        let (mut chunk, mut most) = (first, plan.caps.binding_size.min(MAX_STATE_BYTES));
         loop {
             self.clear(input);
             words.truncate(tables);
             let mut filler = Filler { plan, input, lists: self, words: &mut words, chunk, step };
             filler.fill();
             let bytes = self.state_rows * plan.state_row_bytes();
-            if bytes <= plan.caps.binding_size.min(MAX_STATE_BYTES) {
+            if bytes <= most {
                 break;
             }
-            // Chunks as long as every sequence, or as the driver lets a kernel walk, are as few as there can be.
-            if chunk <= u32::MAX / 2 && chunk < plan.longest_chunk {
-                chunk = (chunk * 2).min(plan.longest_chunk);
-                continue;
-            }
-            // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
-            if bytes <= plan.caps.binding_size || input.shared.is_empty() {
+            if chunk < longest {
+                chunk = chunk.saturating_mul(2).min(longest);
+            } else if most < plan.caps.binding_size {
+                // Many rows have as many states however long chunks are: then they may as well be spread.
+                (chunk, most) = (first, plan.caps.binding_size);
+            } else if !input.shared.is_empty() {
+                // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
+                input.share_nothing();
+            } else {
                 break;
             }
-            input.share_nothing();
         }
         input.words = words;
         for list in self.prefill.iter_mut().chain(&mut self.decode) {

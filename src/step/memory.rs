@@ -69,7 +69,8 @@ impl Buffers {
                 return Err(Error::Limit { what: what.to_owned(), limit, needed: size, found, hint });
             }
             // Some room to grow into.
-            let size = size.max(4).next_power_of_two().min(found / 4 * 4);
+            let most = found.min(maker.caps.buffer_size) / 4 * 4;
+            let size = size.max(4).next_power_of_two().min(most.max(size));
             create_buffer(maker.device, what, size, Usage::STORAGE | usage)
         };
         let hint = "split the batch or its long prefills, leave Options::chunk to the plan, or defragment a cache of several shards";

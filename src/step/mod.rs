@@ -20,7 +20,8 @@ pub(crate) use memory::{Buffers, Maker};
 /// A prepared forward call. Made by [`Attention::prepare`](crate::Attention::prepare), recorded once per layer, made anew by
 /// [`Attention::update`](crate::Attention::update).
 ///
-/// It keeps the places that its sequences had in the cache: record it before they are truncated, evicted, closed or defragmented.
+/// It keeps the places that its sequences had in the cache: record it before they are truncated, evicted, closed or moved, and before
+/// they grow again where layers have windows or forks share pages. After that it is refused ([`Error::StaleStep`]) until it is updated.
 #[derive(Debug)]
 pub struct Step {
     /// The attention that prepared it: work lists mean something to its kernels only.
@@ -72,6 +73,8 @@ pub(crate) struct Resident {
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     pub(crate) resolved: Resolved,
+    /// The batch before, whose memory the next one takes.
+    before: Resolved,
     /// Where the tensors of the batch lie: queries, outputs and LSE.
     pub(crate) params: Params,
     /// New keys and values.
@@ -178,8 +181,20 @@ impl Step {
         Ok(step)
     }
 
-    /// The same for another batch, which `self.host` has resolved: in the same memory where it fits.
-    pub(crate) fn renew(&mut self, maker: Maker<'_>, batch: &Batch<'_>) -> Result<(), Error> {
+    /// Lets `make` prepare another batch. After an error the step knows the batch before, whose gradients may still be asked for.
+    pub(crate) fn renew(&mut self, make: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        let Host { params, new, .. } = self.host;
+        std::mem::swap(&mut self.host.resolved, &mut self.host.before);
+        let made = make(self);
+        if made.is_err() {
+            (self.host.params, self.host.new) = (params, new);
+            std::mem::swap(&mut self.host.resolved, &mut self.host.before);
+        }
+        made
+    }
+
+    /// The step of the batch that `self.host` has resolved: in the same memory where it fits.
+    pub(crate) fn lay_out(&mut self, maker: Maker<'_>, batch: &Batch<'_>) -> Result<(), Error> {
         self.host.lists.fill(maker.plan, &mut self.host.resolved.input);
         let mut launches = Launches { shards: std::mem::take(&mut self.host.shards), ..Launches::default() };
         launches.lay_out(maker, batch, &mut self.host)?;

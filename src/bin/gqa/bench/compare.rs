@@ -5,7 +5,7 @@ use std::path::Path;
 use gqa::profile::Row;
 
 use super::Report;
-use super::table::{shape, time};
+use super::table::{is_backward, shape, time};
 use crate::Failure;
 
 /// An earlier run, as far as its file tells: older versions wrote fewer fields.
@@ -26,6 +26,7 @@ struct OldCeilings {
 #[derive(Debug, serde::Deserialize)]
 struct OldRow {
     section: Option<String>,
+    kernel: Option<String>,
     spec: Option<String>,
     q_heads: u32,
     kv_heads: u32,
@@ -60,6 +61,7 @@ impl OldRow {
             && self.kv_dtype == row.kv_dtype
             && self.v_dtype.as_ref().unwrap_or(&self.kv_dtype) == row.v_dtype
             && self.rotated == row.rotated
+            && self.kernel.as_ref().is_none_or(|kernel| is_backward(kernel) == is_backward(row.kernel))
             && self.spec.as_ref().is_none_or(|spec| *spec == row.spec)
     }
 }
@@ -257,6 +259,16 @@ mod tests {
         assert!(comparison.has_regressions());
         assert!(comparison.to_string().contains("1.200  SLOWER"), "{comparison}");
         assert!(comparison.to_string().lines().all(|line| line.len() <= 100), "{comparison}");
+    }
+
+    #[test]
+    fn gradients_are_held_against_gradients() {
+        let mut report = report(0.01);
+        report.rows = [("forward", 0.01), ("backward", 0.03)]
+            .map(|(kernel, seconds)| Row { kernel, ..row("backward", (9, 3), (1024, 1024), seconds) })
+            .into();
+        let comparison = compare(&old(&report), &report);
+        assert!(comparison.rows.iter().all(|pair| pair.verdict == Verdict::Same), "{comparison}");
     }
 
     #[test]

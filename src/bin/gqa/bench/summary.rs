@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gqa::profile::{Ceilings, Row};
 
 use super::sets::Section;
-use super::table::{shape, storage, thousands};
+use super::table::{is_backward, shape, storage, thousands};
 
 /// A line of the summary, and the numbers in it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -136,7 +136,7 @@ fn heads(rows: &[&Row], ceilings: &Ceilings) -> Vec<Finding> {
 
 /// What the way back takes, in times of the way there beside it.
 fn backward(rows: &[&Row]) -> Option<Finding> {
-    let pairs = rows.chunks_exact(2).filter(|pair| pair[1].kernel == "backward");
+    let pairs = rows.chunks_exact(2).filter(|pair| is_backward(pair[1].kernel));
     let values: Vec<_> =
         pairs.map(|pair| (shape(pair[1]), pair[1].timing.median_s / pair[0].timing.median_s)).collect();
     if values.is_empty() {

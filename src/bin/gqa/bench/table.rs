@@ -144,10 +144,15 @@ pub(super) fn csv(report: &Report) -> String {
 
 /// How many times faster than MHA with as many query heads, where that was measured too.
 fn speedup(row: &Row, rows: &[&Row]) -> Option<f64> {
-    let way = |r: &Row| r.kernel == "backward";
-    let key = |r: &Row| (r.q_heads, r.head_dim, r.q_len, r.kv_len, r.batch, storage(r), way(r));
+    let key =
+        |r: &Row| (r.q_heads, r.head_dim, r.q_len, r.kv_len, r.batch, storage(r), is_backward(r.kernel));
     let mha = rows.iter().find(|r| r.kv_heads == r.q_heads && key(r) == key(row))?;
     Some(mha.timing.median_s / row.timing.median_s)
+}
+
+/// Whether a row of this kernel is of gradients: its shape is that of the forward row beside it.
+pub(super) fn is_backward(kernel: &str) -> bool {
+    kernel == "backward"
 }
 
 /// How K and V are stored.
