@@ -1,4 +1,4 @@
-//! The loop of a language model on a device of its own: one prefill, then decodes, two layers, checked by eye.
+//! The skeleton of a decode loop on a device of its own: one prefill, then decodes, in two layers. A model would fill the tensors.
 //!
 //! `cargo run --release --example generate`
 

@@ -72,8 +72,10 @@ fn vector_registers() -> u32 {
 
 /// A device request for `adapter`: its own limits, and those of [`WANTED_FEATURES`] that it has.
 ///
-/// An application with a request of its own adds these features and raises
-/// `max_storage_buffer_binding_size`, `max_buffer_size` and `max_compute_workgroup_storage_size`.
+/// An application with a request of its own adds these features, keeps at least [`wgpu::Limits::default`], and raises
+/// `max_storage_buffer_binding_size`, `max_buffer_size` and `max_compute_workgroup_storage_size` as the adapter allows. What is experimental
+/// is not requested: matrix units ([`Options::matrix_units`](crate::Options::matrix_units)) need a request of the application's own, and so
+/// does [`wgpu::Features::PIPELINE_CACHE`].
 pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
     wgpu::DeviceDescriptor {
         label: Some("gqa"),

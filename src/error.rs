@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// A field of the spec, the batch, the options or such lies outside what it may be, or a call has been left out.
-    #[error("{field} is {found}, but {needed}")]
+    #[error("{field} is {found}: {needed}")]
     Field {
         /// The field's name, as in the API.
         field: &'static str,
@@ -28,7 +28,7 @@ pub enum Error {
         /// What would help.
         hint: &'static str,
     },
-    /// The device has no memory left.
+    /// The device has no memory left. (In a browser such errors come later, to the device's own error handler.)
     #[error("the device has no memory for {what} of {needed} bytes: free buffers, or make the cache smaller")]
     OutOfMemory {
         /// Label of the buffer.
@@ -38,7 +38,7 @@ pub enum Error {
     },
     /// A sequence would outgrow its place in the cache.
     #[error(
-        "sequence {sequence} needs {needed} slots, but has {capacity} and uses {used}: truncate or clear it, \
+        "sequence {sequence} needs {needed} slots, but has {capacity} and uses {used}: truncate it, close it and open another, \
          or create the cache with a larger capacity"
     )]
     SequenceFull {
@@ -125,7 +125,8 @@ pub enum Error {
         /// What was there.
         found: String,
     },
-    /// A shader was refused: a bug of this library or of the driver. The message names file and line.
+    /// A shader was refused: a bug of this library or of the driver. The message names file and line. (In a browser such errors come later,
+    /// to the device's own error handler.)
     #[error("shader {kernel} was refused: {message}; please report this with the output of `gqa info`")]
     Shader {
         /// Name of the kernel.

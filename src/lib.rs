@@ -1,7 +1,7 @@
 //! Grouped-query attention on every GPU: prefill, decode and a KV cache for [`wgpu`].
 //!
 //! A program that owns a [`wgpu::Device`] gets attention recorded into its own command encoder, on Vulkan, Metal, DX12, GL and
-//! WebGPU. Keys and values are read **once per group** of query heads, never once per query head: decoding is bound by that read,
+//! WebGPU. Keys and values are read **once per group** of query heads (of groups beyond 16, once per 16 rows), never once per query head: decoding is bound by that read,
 //! so it is the point of grouped-query attention ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)). MHA (groups of 1) and
 //! MQA (one KV head) are the two ends of the same [`AttentionSpec`].
 //!
@@ -23,7 +23,8 @@
 //! | a loop that the host does not watch | [`Attention::prepare_loop`], [`Attention::schedule`] | once, and once per step |
 //! | a checkpoint with too many KV heads | [`uptrain::pool_heads`], or `gqa convert` | once per model |
 //!
-//! The library never submits, polls, blocks or maps. [`Attention::record`] creates no buffer, and compiles what is wanted for the first time.
+//! The library never submits and never waits for the GPU. [`Attention::record`] creates no buffer; the first use of a kernel compiles it on
+//! the calling thread, unless [`Attention::warm_up`] has.
 //!
 //! ```
 //! use gqa::{Attention, AttentionSpec, Batch, CacheShape, Dtype, Io, KvCache, NewKv, Options, Sequence};
@@ -62,6 +63,9 @@
 //!
 //! [`Plan`] chooses from the spec and the device's [`Caps`], and its `Display` says why; `gqa info --heads 32/8` prints it. Every
 //! kernel runs without any optional feature; [`device_descriptor`] requests what makes them faster.
+//!
+//! By default shaders are compiled without wgpu's runtime checks, because every index is proved in range on the host;
+//! [`Options::checked`] turns them on.
 //!
 //! # What is true
 //!

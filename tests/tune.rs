@@ -17,7 +17,7 @@ fn run(args: &[&str], file: &Path) -> (bool, String, String) {
     let file = file.to_str().unwrap();
     match args[0] {
         "tune" => command.args(["--decode", "100", "--prefill", "20", "--file", file]),
-        _ => command.args(["--q-len", "1", "--kv-len", "100", "--causal", &format!("--tuned={file}")]),
+        _ => command.args(["--q-len", "1", "--kv-len", "100", &format!("--tuned={file}")]),
     };
     let output = command.output().unwrap();
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());

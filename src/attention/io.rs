@@ -10,20 +10,20 @@ use crate::shader::{Access, TableLayout, Variant};
 /// unless [`Options::pooled`](crate::Options::pooled) says so.
 #[derive(Debug, Clone)]
 pub struct Io<'a> {
-    /// Queries.
+    /// Queries, in the spec's `q_dtype`: `[tokens, q_heads, head_dim]` unless the batch says otherwise.
     pub q: wgpu::BufferBinding<'a>,
-    /// Outputs.
+    /// Outputs, in `q_dtype`: `[tokens, q_heads, v_head_dim]`.
     pub out: wgpu::BufferBinding<'a>,
-    /// Log-sum-exp; needed exactly when the batch has a layout for it.
+    /// Log-sum-exp, natural, in f32: `[tokens, q_heads]`; needed exactly when the batch has a layout for it.
     pub lse: Option<wgpu::BufferBinding<'a>>,
 }
 
 /// New keys and values of one layer, in the spec's `q_dtype`; the layouts of the [`Batch`](crate::Batch) say where the elements lie.
 #[derive(Debug, Clone)]
 pub struct NewKv<'a> {
-    /// New keys, neither normalised nor turned where the spec asks for that.
+    /// New keys, `[new tokens, kv_heads, head_dim]`: neither normalised nor turned where the spec asks for that.
     pub k: wgpu::BufferBinding<'a>,
-    /// New values. Where values lie in keys it is not read: give the new keys again.
+    /// New values, `[new tokens, kv_heads, v_head_dim]`. Where values lie in keys it is not read: give the new keys again.
     pub v: wgpu::BufferBinding<'a>,
 }
 

@@ -32,7 +32,8 @@ const MAX_LAYERS: u32 = 1 << 16;
 
 /// Attention for one [`AttentionSpec`] on one device. A kernel is compiled where it is first recorded, or by [`Self::warm_up`].
 ///
-/// It never submits, polls, blocks or maps: commands go into the caller's encoder, results stay in the caller's buffers.
+/// It never submits and never waits for the GPU: commands go into the caller's encoder, results stay in the caller's buffers. Compiling a
+/// kernel for the first time takes the calling thread's time.
 #[derive(Debug)]
 pub struct Attention {
     id: u64,
@@ -66,7 +67,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Field`] when `options` ask for what the device cannot do, [`Error::Limit`] when the device is below
-    /// WebGPU's minimum.
+    /// WebGPU's minimum, [`Error::OutOfMemory`].
     pub fn new(device: &wgpu::Device, spec: AttentionSpec, options: Options) -> Result<Self, Error> {
         Self::with_cache(device, spec, options, None)
     }
@@ -378,7 +379,11 @@ impl Attention {
             }
             _ => {
                 let found = format!("not set for layer {layer}");
-                Err(Error::field("weights", found, "call Attention::set_weights for every layer"))
+                Err(Error::field(
+                    "weights",
+                    found,
+                    "call Attention::set_weights for every layer of this attention",
+                ))
             }
         }
     }

@@ -18,7 +18,8 @@ pub struct Sequence<'a> {
     pub id: SequenceId,
     /// Query tokens, 0 or more.
     pub q_len: u32,
-    /// How many of the sequence's tokens `append` writes: the last ones.
+    /// How many of the sequence's tokens `append` writes: the last ones. All that [`KvCache::extend`](crate::KvCache::extend) has added
+    /// since the last step must be among them, or queries see slots that nothing was written into.
     pub new_len: u32,
     /// Position of the first query among the keys. `None`: the queries are the last tokens (`kv_len - q_len`, bottom-right
     /// aligned); `Some(0)`: they are the first (top-left).
@@ -62,7 +63,7 @@ pub struct Batch<'a> {
     pub q: Layout,
     /// Outputs: `(token, q_heads, v_head_dim)`.
     pub out: Layout,
-    /// Log-sum-exp, natural: `(token, q_heads, 1)` in f32, where wanted.
+    /// Log-sum-exp, natural: `(token, q_heads, 1)` in f32, where wanted. It counts the sink; -inf where a row sees no key.
     pub lse: Option<Layout>,
     /// New keys: `(token, kv_heads, head_dim)`.
     pub new_k: Layout,

@@ -137,7 +137,7 @@ impl KvCache {
     }
 
     /// Opens a sequence that begins as another is now, in the same pages: nothing is copied until one of the two grows, and then the
-    /// last page only.
+    /// last page only. (In a contiguous cache, [`Self::new`], that page is all of the sequence.)
     ///
     /// # Errors
     /// [`Error::NoFreeSequence`], [`Error::StaleSequence`], [`Error::OutOfMemory`].
@@ -155,7 +155,7 @@ impl KvCache {
     }
 
     /// Makes room for new tokens at the end of several sequences, or of none. Records copies of pages that a sequence can no longer
-    /// share with its forks: submit `encoder` before, or with, what appends the tokens.
+    /// share with its forks: submit `encoder` before, or with, what appends the tokens. The next step must append them all.
     ///
     /// # Errors
     /// [`Error::CacheFull`], [`Error::SequenceFull`], [`Error::StaleSequence`], [`Error::RepeatedSequence`]; nothing has changed.
@@ -218,7 +218,7 @@ impl KvCache {
     }
 
     /// Moves pages so that every sequence lies in as few shards as it can, in order, and the free pages are the last ones. Returns how
-    /// many moved. Steps that were prepared before are void.
+    /// many moved. Steps that were prepared before are stale.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -251,7 +251,7 @@ impl KvCache {
         saved::restore(self, queue, bytes)
     }
 
-    /// Tokens of a sequence, evicted ones included.
+    /// Tokens of one sequence, evicted ones included.
     ///
     /// # Errors
     /// [`Error::StaleSequence`].

@@ -25,8 +25,8 @@ pub struct PagedShape {
     pub page: u32,
     /// Slots of the pool of every layer, for all sequences together; rounded up to whole pages.
     pub tokens: u32,
-    /// Most tokens that one sequence grows by at once. Layers with a window need `window + longest_step` slots for a sequence, however
-    /// long its text, and get no more.
+    /// Most tokens that one sequence grows by at once, or reserves. Layers with a window get `window + longest_step` slots for a sequence,
+    /// however long its text. A longer step is taken while their pool has room, and is [`Error::CacheFull`] when it has not.
     pub longest_step: u32,
 }
 

@@ -83,8 +83,8 @@ impl Pool {
         let hint = match self.shape.window {
             None => "close, truncate or evict sequences, or create the cache with more pages",
             Some(_) => {
-                "close or truncate sequences, append fewer tokens at once, or create the cache with more pages \
-                 for layers with a window"
+                "close or truncate sequences, append fewer tokens at once, or create the cache with a larger \
+                 PagedShape::longest_step, which layers with a window are sized by"
             }
         };
         Error::CacheFull { needed, free: u64::from(self.free_pages()), slots: self.shape.page, hint }

@@ -37,8 +37,8 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one element of a caller's tensor. Elements of the cache may share a byte, and have headers:
-    /// see [`RowLayout`](crate::RowLayout).
+    /// Bytes of one element of a caller's tensor, which is f32 or f16. Elements of the cache may share a byte (of q4 two do, and this is
+    /// 1), and have headers: see [`RowLayout`](crate::RowLayout).
     pub const fn bytes(self) -> u32 {
         self.bits_per_element().div_ceil(8)
     }

@@ -3,21 +3,34 @@
 use crate::caps::Caps;
 use crate::device::device_descriptor;
 
-/// Every adapter of every backend, in wgpu's order; index and name are what `--adapter` takes.
+/// Every adapter of every backend that can run the kernels, in wgpu's order; index and name are what `--adapter` takes.
 pub fn adapters() -> Vec<wgpu::Adapter> {
+    enumerate().into_iter().filter(|adapter| lack(adapter).is_none()).collect()
+}
+
+/// Adapters that cannot: each with what it lacks.
+pub fn lacking() -> Vec<String> {
+    let of = |adapter: &wgpu::Adapter| Some(format!("{}: {}", describe(&adapter.get_info()), lack(adapter)?));
+    enumerate().iter().filter_map(of).collect()
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         flags: wgpu::InstanceFlags::empty(),
         ..wgpu::InstanceDescriptor::new_without_display_handle_from_env()
     });
-    let usable = |adapter: &wgpu::Adapter| {
-        let limits = adapter.limits();
-        limits.max_storage_buffers_per_shader_stage >= 8
-            && limits.max_compute_invocations_per_workgroup >= 128
-    };
     pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
-        .into_iter()
-        .filter(usable)
-        .collect()
+}
+
+/// The limit that is below what every kernel takes.
+fn lack(adapter: &wgpu::Adapter) -> Option<String> {
+    let limits = adapter.limits();
+    let needed = [
+        ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, 8),
+        ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, 128),
+    ];
+    let short = needed.into_iter().find(|(_, found, needed)| found < needed);
+    short.map(|(limit, found, needed)| format!("{limit} is {found}, and {needed} are needed"))
 }
 
 /// Which adapters a command is about.
@@ -26,7 +39,7 @@ pub enum AdapterChoice {
     /// `WGPU_ADAPTER_NAME` if set, else the most capable: discrete, integrated, virtual, software.
     #[default]
     Best,
-    /// By index in [`adapters`].
+    /// By index in [`adapters`], or the first with this number in its name where there is no such index.
     Index(usize),
     /// The first whose name, driver or backend contains this, whatever the case.
     Name(String),
@@ -37,7 +50,10 @@ pub enum AdapterChoice {
 impl std::fmt::Display for AdapterChoice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Best => f.write_str("$WGPU_ADAPTER_NAME, or the best"),
+            Self::Best => match std::env::var("WGPU_ADAPTER_NAME") {
+                Ok(name) => write!(f, "{name:?} (of $WGPU_ADAPTER_NAME)"),
+                Err(_) => f.write_str("the best"),
+            },
             Self::Index(index) => write!(f, "index {index}"),
             Self::Name(name) => write!(f, "{name:?}"),
             Self::All => f.write_str("all"),
@@ -67,7 +83,9 @@ impl AdapterChoice {
         };
         match self {
             Self::All => (0..all.len()).collect(),
-            Self::Index(index) => Some(*index).filter(|i| *i < all.len()).into_iter().collect(),
+            Self::Index(index) if *index < all.len() => vec![*index],
+            // Models have numbers in their names.
+            Self::Index(number) => named(&number.to_string()),
             Self::Name(name) => named(name),
             Self::Best => match std::env::var("WGPU_ADAPTER_NAME") {
                 Ok(name) => named(&name),

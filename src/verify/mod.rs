@@ -11,7 +11,7 @@ mod problem;
 mod random;
 mod runner;
 
-pub use adapters::{AdapterChoice, Gpu, adapters};
+pub use adapters::{AdapterChoice, Gpu, adapters, lacking};
 pub use compare::{Mismatch, Tolerance, check, compare};
 pub use gradients::{DeviceGradients, check_gradients, random_gradients};
 pub use merging::merge;

@@ -22,7 +22,8 @@ pub struct GqaAttention {
 }
 
 impl GqaAttention {
-    /// Plans and compiles `spec` on Burn's device: once per spec.
+    /// Plans `spec` on Burn's device: once per spec. Kernels compile with the first call that wants them, or by
+    /// `inner().warm_up()`.
     ///
     /// # Errors
     /// As [`Attention::new`].

@@ -2,14 +2,15 @@
 
 use std::panic::resume_unwind;
 
-use gqa::verify::{AdapterChoice, Gpu, adapters};
+use gqa::verify::{AdapterChoice, Gpu, adapters, lacking};
 
 use crate::Failure;
 
 /// Which adapter a command runs on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AdapterArgs {
-    /// Adapter by index or by part of its name (`gqa info` lists them), or `all`. Default: $WGPU_ADAPTER_NAME, else the best
+    /// Adapter by index or by part of its name (`gqa info` lists them), or `all` where a command takes several. Default:
+    /// $WGPU_ADAPTER_NAME, else the best
     #[arg(long, value_name = "INDEX|NAME|all")]
     adapter: Option<AdapterChoice>,
 }
@@ -27,7 +28,11 @@ impl AdapterArgs {
     pub(crate) fn open_indexed(&self, default: AdapterChoice) -> Result<Vec<Indexed>, Failure> {
         let all = adapters();
         if all.is_empty() {
-            return Err(Failure::Adapter(no_adapter().to_owned()));
+            let lacking = lacking();
+            return Err(Failure::Adapter(match lacking.is_empty() {
+                true => no_adapter().to_owned(),
+                false => format!("no adapter can run these kernels:\n  {}", lacking.join("\n  ")),
+            }));
         }
         let choice = self.adapter.as_ref().unwrap_or(&default);
         let picked = choice.pick(&all);
@@ -48,7 +53,9 @@ impl AdapterArgs {
         let mut gpus = self.open()?;
         match (gpus.pop(), gpus.is_empty()) {
             (Some(gpu), true) => Ok(gpu),
-            _ => Err(Failure::Usage("this command takes one adapter: name it by --adapter".to_owned())),
+            _ => Err(Failure::Usage(
+                "this command takes one adapter: name it by --adapter (`gqa info` lists them)".to_owned(),
+            )),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `gqa info`: adapters, their caps, and the plan for a spec.
 
-use gqa::verify::AdapterChoice;
+use gqa::verify::{AdapterChoice, lacking};
 use gqa::{AttentionSpec, Dtype, Mask, Options, Plan, Rope, alibi_slopes};
 
 use crate::Failure;
@@ -20,11 +20,40 @@ pub(crate) struct Args {
 impl Args {
     /// The spec that is asked about, if one is.
     fn spec(&self) -> Result<Option<AttentionSpec>, Failure> {
-        let Some(heads) = self.spec.heads else { return Ok(None) };
+        let Some(heads) = self.spec.heads else {
+            return match self.asks_for_kernels() {
+                true => Err(Failure::Usage("say of how many heads, e.g. --heads 32/8".to_owned())),
+                false => Ok(None),
+            };
+        };
         let ModelArgs { sinks, qk_norm, mask } = self.model;
         let builder = self.spec.build(heads, true)?.to_builder().sinks(sinks).mask(mask);
         let builder = if qk_norm { builder.qk_norm(1e-6) } else { builder };
         builder.build().map(Some).map_err(|e| Failure::Usage(e.to_string()))
+    }
+
+    /// Whether anything is said that only kernels depend on.
+    fn asks_for_kernels(&self) -> bool {
+        let SpecArgs {
+            dim,
+            v_dim,
+            dtype,
+            kv_dtype,
+            v_dtype,
+            rotate,
+            window,
+            softcap,
+            alibi,
+            rope,
+            v_in_k,
+            ..
+        } = self.spec;
+        let ModelArgs { sinks, qk_norm, mask } = self.model;
+        let flags = [rotate, alibi, v_in_k, sinks, qk_norm, mask != Mask::None];
+        let values =
+            [v_dim.is_some(), v_dtype.is_some(), window.is_some(), softcap.is_some(), rope.is_some()];
+        let others = (dim, dtype, kv_dtype) != (128, Dtype::F32, Dtype::F16);
+        others || flags.into_iter().chain(values).any(|given| given)
     }
 }
 
@@ -52,7 +81,7 @@ pub(crate) struct SpecArgs {
     /// Rotate keys and values before they are stored, against the error of few bits
     #[arg(long)]
     pub(crate) rotate: bool,
-    /// Keys before its own that a query sees
+    /// Keys before its own that a query sees: one less than a model's sliding window, which counts its own (4096: 4095)
     #[arg(long, value_name = "KEYS")]
     pub(crate) window: Option<u32>,
     /// Bend logits to at most this
@@ -159,6 +188,9 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
             }
         }
         println!();
+    }
+    for adapter in lacking() {
+        println!("left out: {adapter}");
     }
     match broken {
         Some(failure) if usable == 0 => Err(failure),

@@ -37,17 +37,17 @@ pub(crate) struct Args {
     #[command(flatten)]
     spec: SpecArgs,
     /// Query tokens of each sequence (with --heads)
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "heads")]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "heads", conflicts_with = "serve")]
     q_len: u32,
     /// Keys of each sequence (with --heads)
-    #[arg(long, value_name = "N", default_value_t = 4096, requires = "heads")]
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "heads", conflicts_with = "serve")]
     kv_len: u32,
     /// Sequences (with --heads)
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "heads")]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "heads", conflicts_with = "serve")]
     batch: u32,
-    /// Queries see the keys up to their own position only (with --heads)
-    #[arg(long, requires = "heads")]
-    causal: bool,
+    /// Queries see later keys too, not only those up to their own position (with --heads)
+    #[arg(long, requires = "heads", conflicts_with = "serve")]
+    full: bool,
     /// A small set: MHA, GQA and MQA at a few lengths
     #[arg(long, conflicts_with_all = ["heads", "serve"])]
     quick: bool,
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OLD.json", conflicts_with = "serve")]
     compare: Option<PathBuf>,
     /// Also draw time against context, and a roofline
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "serve")]
     plot: Option<PathBuf>,
 }
 
@@ -173,7 +173,7 @@ fn set(args: &Args, software: bool) -> Result<Set, Failure> {
             Err(Failure::Usage("--q-len, --kv-len and --batch must be at least 1".to_owned()))
         }
         Some(heads) => {
-            let spec = args.spec.build(heads, args.causal)?;
+            let spec = args.spec.build(heads, !args.full)?;
             let Args { q_len, kv_len, batch, .. } = *args;
             Ok(Set::one(Shape { spec, q_len, kv_len, batch, pass: Pass::Infer }))
         }

@@ -17,13 +17,13 @@ use store::{Entry, Key, Store};
 /// Measure kernels, tiles and chunks on an adapter, and keep the fastest
 ///
 /// What `gqa info` plans follows from a table by class of adapter; this measures its alternatives in turn, for decode and for prefill of one
-/// causal attention: the family of kernels, teams of lanes for decode or not, rows of a decode tile, rows of a prefill tile, workgroups that fill the device. Every alternative is
-/// verified before it is timed, runs of all alternatives take turns, and the plan's own choice stays unless another is faster by
+/// causal attention: the family of kernels, teams of lanes for decode or not, rows of a decode tile, rows of a prefill tile, workgroups
+/// that fill the device. Every alternative is verified before it is timed, runs of all alternatives take turns, and the plan's own choice stays unless another is faster by
 /// more than 3 % and by more than the times spread.
 ///
 /// The winner goes to tuned.json in the platform's cache directory, by adapter, driver, version of gqa, text of the kernels and spec.
-/// `gqa bench --tuned` runs with it (--heads with --causal: so is what is tuned). An application passes it to `Attention::new` as `Options`: as printed here, or read from
-/// the file with the library's feature `serde`.
+/// `gqa bench --tuned` runs with it. An application passes it to `Attention::new` as `Options`: as printed here, or read from the file
+/// with the library's feature `serde`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -94,8 +94,8 @@ fn bad_cases() -> Vec<(Draft, &'static str)> {
         (good().meta("window_left", "-1"), "`window_left`"),
         (good().meta("window_right", "99999999999"), "`window_right`"),
         (good().meta("window_left", "4294967295"), "at least 0 and below 2^31"),
-        (good().meta("softcap", "0"), "softcap is 0, but"),
-        (good().meta("softcap", "-1"), "softcap is -1, but"),
+        (good().meta("softcap", "0"), "softcap is 0: it must"),
+        (good().meta("softcap", "-1"), "softcap is -1: it must"),
         (good().meta("softcap", "NaN"), "`softcap` is \"NaN\", but it must be a finite number"),
         (good().meta("mask_kind", "xor"), "it must be keep or add"),
         (
