@@ -19,6 +19,15 @@ var<workgroup> row_max: array<f32, ROWS>;
 var<workgroup> merge_o: array<vec4<f32>, THREADS>;
 var<workgroup> merge_d: array<f32, V_TEAMS>;
 
+// Which keys of which tile a call of `team_scores` is about: team t has key tile + pass_key + t.
+struct Score {
+    tile: u32,
+    pass_key: u32,
+    thread: u32,
+    kv_head: u32,
+    kind: u32,
+}
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
     let index = item_index(workgroup);

@@ -11,15 +11,6 @@ fn thread_index(invocation: Invocation) -> u32 {
     return invocation.subgroup * invocation.size + invocation.lane;
 }
 
-// Which keys of which tile a call of `team_scores` is about: team t has key tile + pass_key + t.
-struct Score {
-    tile: u32,
-    pass_key: u32,
-    thread: u32,
-    kv_head: u32,
-    kind: u32,
-}
-
 fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>) {
     let team = at.thread / TEAM;
     let key = at.tile + at.pass_key + team;

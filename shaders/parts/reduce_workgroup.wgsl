@@ -8,15 +8,6 @@ fn thread_index(invocation: Invocation) -> u32 {
     return invocation.index;
 }
 
-// Which keys of which tile a call of `team_scores` is about: team t has key tile + pass_key + t.
-struct Score {
-    tile: u32,
-    pass_key: u32,
-    thread: u32,
-    kv_head: u32,
-    kind: u32,
-}
-
 var<workgroup> team_dots: array<f32, ROWS * THREADS>;
 
 fn team_scores(item: WorkItem, at: Score, dots: ptr<function, array<f32, ROWS>>) {

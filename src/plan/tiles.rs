@@ -217,58 +217,65 @@ impl Picker<'_> {
         }
     }
 
-    /// Kernels that share tiles in workgroup memory, and the one whose teams hold rows in registers.
+    /// Kernels that share tiles in workgroup memory, and those on matrix units or with teams that hold rows in registers.
     fn portable(&self, reasons: &mut Vec<String>) -> Result<(Choice, Choice), Error> {
-        let Self { spec, caps, options, row } = self;
-        // norm_rms.wgsl adds a number for each row, and arrays begin at multiples of 16.
-        let norm_bytes =
-            |rows: u32| if spec.qk_norm().is_some() { (rows * 4).next_multiple_of(16) } else { 0 };
+        let prefill = match self.options.matrix_units {
+            MatrixUnits::None => self.prefill(reasons)?,
+            units => self.matrices(units, reasons)?,
+        };
+        let decode = self.decode(prefill, reasons)?;
+        Ok((prefill, decode))
+    }
+
+    /// Bytes that norm_rms.wgsl takes beside a tile: a number for each row, and arrays begin at multiples of 16.
+    fn norm_bytes(&self, rows: u32) -> u32 {
+        if self.spec.qk_norm().is_some() { (rows * 4).next_multiple_of(16) } else { 0 }
+    }
+
+    /// Tiles in workgroup memory: as many rows as were asked for, or suit the class.
+    fn prefill(&self, reasons: &mut Vec<String>) -> Result<Choice, Error> {
+        let Self { caps, row, .. } = self;
         // As in prefill.wgsl: q_part, kv_part (9 groups a row), weights, team.
-        let prefill_bytes =
-            |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4 + norm_bytes(rows);
-        let fits = |rows: u32| prefill_bytes(rows) <= caps.workgroup_memory && rows * 2 <= caps.invocations;
-        // WebGPU's least device has room for 32.
-        let prefill_default = if fits(row.prefill_rows) { row.prefill_rows } else { 32 };
-        let prefill = match options.matrix_units {
-            MatrixUnits::None => {
-                let rows = match options.prefill_rows {
-                    Some(rows)
-                        if rows == 0 || !rows.is_multiple_of(4) || rows > MAX_PREFILL_ROWS || !fits(rows) =>
-                    {
-                        let needed = format!(
-                            "it must be a multiple of 4 up to {MAX_PREFILL_ROWS}, and fit {} bytes of workgroup memory and {} invocations, 2 a row",
-                            caps.workgroup_memory, caps.invocations
-                        );
-                        return Err(Error::field("options.prefill_rows", rows, needed));
-                    }
-                    Some(rows) => rows,
-                    None => {
-                        let rows = prefill_default;
-                        reasons.push(format!(
+        let bytes =
+            |rows: u32| rows * 9 * 16 + 32 * 9 * 16 + 32 * rows * 4 + 8 * rows * 4 + self.norm_bytes(rows);
+        let fits = |rows: u32| bytes(rows) <= caps.workgroup_memory && rows * 2 <= caps.invocations;
+        let rows = match self.options.prefill_rows {
+            Some(rows) if (4..=MAX_PREFILL_ROWS).contains(&rows) && rows.is_multiple_of(4) && fits(rows) => {
+                rows
+            }
+            Some(rows) => {
+                let needed = format!(
+                    "it must be a multiple of 4 up to {MAX_PREFILL_ROWS}, and fit {} bytes of workgroup memory and {} invocations, 2 a row",
+                    caps.workgroup_memory, caps.invocations
+                );
+                return Err(Error::field("options.prefill_rows", rows, needed));
+            }
+            None => {
+                // WebGPU's least device has room for 32.
+                let rows = if fits(row.prefill_rows) { row.prefill_rows } else { 32 };
+                reasons.push(format!(
                     "prefill: {rows} rows, of {} that suit the class; there are {} KiB of workgroup memory",
                     row.prefill_rows,
                     caps.workgroup_memory / 1024
                 ));
-                        rows
-                    }
-                };
-                (Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 })
+                rows
             }
-            units => self.matrices(units, reasons)?,
         };
+        Ok((Kernel::Prefill, Tile { rows, keys: MAP_KEYS, threads: rows * 2 }))
+    }
 
+    /// A group's rows in as few tiles as can be; those of `prefill` where they are far fewer.
+    fn decode(&self, prefill: Choice, reasons: &mut Vec<String>) -> Result<Choice, Error> {
+        let Self { spec, caps, options, row } = self;
         // As in decode.wgsl and reduce_workgroup.wgsl: q_tile, scores, team_dots, row_max, merge.
         let (k4, keys) = (row_fours(spec.head_dim()), MAP_KEYS);
         // An invocation for each four columns of a value.
         let threads = row_fours(spec.v_head_dim()).next_power_of_two().max(64);
-        let decode_bytes = |rows: u32| {
+        let bytes = |rows: u32| {
             let each = k4 * 16 + keys * 4 + threads * 4;
-            rows * each + (rows * 4).next_multiple_of(16) + threads * 16 + threads * 4 + norm_bytes(rows)
+            rows * each + (rows * 4).next_multiple_of(16) + threads * 16 + threads * 4 + self.norm_bytes(rows)
         };
-        let fit = (1..=row.decode_rows)
-            .rev()
-            .find(|rows| decode_bytes(*rows) <= caps.workgroup_memory)
-            .unwrap_or(1);
+        let fit = (1..=row.decode_rows).rev().find(|rows| bytes(*rows) <= caps.workgroup_memory).unwrap_or(1);
         let group = spec.group();
         let most = match options.decode_rows {
             Some(rows) if rows.min(group) > fit => {
@@ -282,7 +289,7 @@ impl Picker<'_> {
                     "decode: as prefill, because {group} rows of a group would need {} tiles of {fit}, each reading all keys",
                     group.div_ceil(fit)
                 ));
-                return Ok((prefill, prefill));
+                return Ok(prefill);
             }
             None => fit,
         };
@@ -292,26 +299,37 @@ impl Picker<'_> {
         } else {
             format!("decode: tiles of {rows} rows, because {most} is what registers and workgroup memory hold, or was asked for")
         });
-        let subgroup = caps.subgroup.map_or(0, |(least, _)| least);
-        let lanes = team_lanes(spec, rows).filter(|lanes| *lanes <= subgroup);
-        if options.decode_teams == Some(true) && lanes.is_none() {
-            let needed = match team_lanes(spec, rows) {
-                Some(lanes) => format!("subgroups of at least {lanes} lanes"),
-                None => format!("fewer rows or elements: 16 lanes do not hold {rows} rows of these dims"),
-            };
-            let found = format!("true, with subgroups of {subgroup}");
-            return Err(Error::field("options.decode_teams", found, needed));
-        }
-        let decode = match lanes.filter(|_| options.decode_teams != Some(false)) {
+        Ok(match self.team_lanes(rows)? {
             Some(lanes) => {
                 reasons.push(format!(
-                    "decode: teams of {lanes} lanes hold {rows} rows in registers, subgroups have at least {subgroup}"
+                    "decode: teams of {lanes} lanes hold {rows} rows in registers, subgroups have at least {}",
+                    self.least_subgroup()
                 ));
                 (Kernel::DecodeTeams, Tile { rows, keys: TEAM_THREADS, threads: TEAM_THREADS })
             }
             None => (Kernel::Decode, Tile { rows, keys, threads }),
-        };
-        Ok((prefill, decode))
+        })
+    }
+
+    /// Lanes of a team that holds `rows` rows, where subgroups have them and it is wanted.
+    fn team_lanes(&self, rows: u32) -> Result<Option<u32>, Error> {
+        let (needed, subgroup) = (team_lanes(self.spec, rows), self.least_subgroup());
+        let lanes = needed.filter(|lanes| *lanes <= subgroup);
+        match self.options.decode_teams {
+            Some(true) if lanes.is_none() => {
+                let needed = match needed {
+                    Some(lanes) => format!("subgroups of at least {lanes} lanes"),
+                    None => format!("fewer rows or elements: 16 lanes do not hold {rows} rows of these dims"),
+                };
+                let found = format!("true, with subgroups of {subgroup}");
+                Err(Error::field("options.decode_teams", found, needed))
+            }
+            wanted => Ok(lanes.filter(|_| wanted != Some(false))),
+        }
+    }
+
+    fn least_subgroup(&self) -> u32 {
+        self.caps.subgroup.map_or(0, |(least, _)| least)
     }
 }
 

@@ -60,8 +60,8 @@ impl WorkLists {
             if chunk < longest {
                 chunk = chunk.saturating_mul(2).min(longest);
             } else if most < plan.caps.binding_size {
-                // Many rows have as many states however long chunks are: then they may as well be spread.
-                (chunk, most) = (first, plan.caps.binding_size);
+                // Many rows have as many states however long chunks are: twice of them spread the batch all the same.
+                (chunk, most) = (first, bytes.saturating_mul(2).min(plan.caps.binding_size));
             } else if !input.shared.is_empty() {
                 // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
                 input.share_nothing();

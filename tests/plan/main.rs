@@ -156,6 +156,20 @@ fn states_never_exceed_a_binding() {
     assert_eq!(lists.decode[0].len(), 1000);
 }
 
+/// Rotated outputs have states in any case. A prefill whose states alone are beyond what is spread gladly must not leave a long decode
+/// beside it in one piece.
+#[test]
+fn a_long_decode_is_spread_beside_a_prefill_of_many_states() {
+    let spec = AttentionSpec::builder(32, 8, 128).rotated(true).build().unwrap();
+    let plan = Plan::new(&spec, &Caps::minimal(), &Options::default()).unwrap();
+    let prefill = StepSequence { q_len: 5_000, kv_len: 5_000, ..StepSequence::default() };
+    let lists = plan.work(&mut step(vec![prefill, decode(5_000, 100_000)]));
+    let bytes = lists.state_rows * plan.state_row_bytes();
+    let least = 5_001 * 32 * plan.state_row_bytes();
+    assert!(least > 64 << 20 && bytes <= 2 * least, "{bytes} bytes of states, of {least}");
+    assert!(lists.decode[0].len() > 2, "{} items of 100,000 keys", lists.decode[0].len());
+}
+
 #[test]
 fn walks_end_before_the_driver_ends_them() {
     let spec = AttentionSpec::builder(71, 1, 256).causal(true).build().unwrap();
@@ -303,6 +317,13 @@ fn a_class_has_its_row_of_the_table_and_options_have_the_last_word() {
     for (class, fill) in [(Class::Discrete, 1024), (Class::Integrated, 256), (Class::Apple, 512)] {
         assert_eq!(of(&Caps { class, ..gpu.clone() }, &default), [64, 4, fill]);
     }
+    // Many rows of a group are better off with prefill's tiles, but for the tiles that prefill has.
+    let large = AttentionSpec::builder(128, 1, 64).build().unwrap();
+    let decode = |prefill_rows| {
+        let options = Options { prefill_rows, ..Options::default() };
+        Plan::new(&large, &gpu, &options).unwrap().decode().tile.rows
+    };
+    assert_eq!([decode(None), decode(Some(4))], [64, 16]);
     let asked = Options { prefill_rows: Some(32), decode_rows: Some(2), fill: Some(7), ..default };
     for caps in [software, gpu] {
         assert_eq!(of(&caps, &asked), [32, 2, 7]);

@@ -4,6 +4,7 @@ mod adapter;
 mod bench;
 mod case;
 mod convert;
+mod hash;
 mod info;
 mod progress;
 mod run;

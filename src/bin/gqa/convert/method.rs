@@ -8,6 +8,7 @@ use gqa::uptrain::Pooling;
 use super::{bad, read_text};
 use crate::Failure;
 use crate::case::header::Unique;
+use crate::hash::fnv1a;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
@@ -83,13 +84,7 @@ impl Methods {
         match self.layers.get(&layer).unwrap_or(&self.default) {
             Method::Mean => Pooling::Mean,
             Method::First => Pooling::First,
-            Method::Random => Pooling::Random { seed: self.seed ^ hash(name, pool) },
+            Method::Random => Pooling::Random { seed: self.seed ^ fnv1a(name.bytes().chain([pool as u8])) },
         }
     }
-}
-
-/// FNV-1a: the same on every machine and in every version.
-fn hash(name: &str, pool: usize) -> u64 {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    name.as_bytes().iter().chain(&[pool as u8]).fold(0xcbf2_9ce4_8422_2325, step)
 }
