@@ -30,7 +30,7 @@ pub struct NewKv<'a> {
 /// Tensors of one layer, bound: [`Attention::bind`](crate::Attention::bind) once, [`Attention::dispatch`](crate::Attention::dispatch) as often as the step is used.
 #[derive(Debug, Clone)]
 pub struct Bindings {
-    pub(super) stamp: u64,
+    pub(crate) stamp: u64,
     pub(super) embed: Option<wgpu::BindGroup>,
     pub(super) shards: Vec<ShardBindings>,
     pub(super) combine: Option<wgpu::BindGroup>,

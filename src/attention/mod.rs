@@ -323,7 +323,7 @@ impl Attention {
     ) -> Result<(), Error> {
         self.check_step(step)?;
         step.host.resolved.places.check()?;
-        if bindings.stamp != step.stamp {
+        if !step.accepts(bindings) {
             return Err(Error::StaleBindings);
         }
         self.check_masked(step)?;

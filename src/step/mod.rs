@@ -6,6 +6,7 @@ mod memory;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::attention::Bindings;
 use crate::batch::{Batch, Resolved};
 use crate::cache::Layer;
 use crate::error::Error;
@@ -111,6 +112,12 @@ impl Needs {
 }
 
 impl Step {
+    /// Whether bindings that [`Attention::bind`](crate::Attention::bind) made are good for the step as it is now. They are not of another
+    /// step, nor of memory that [`Attention::update`](crate::Attention::update) has left because a batch was larger than any before.
+    pub fn accepts(&self, bindings: &Bindings) -> bool {
+        bindings.stamp == self.stamp
+    }
+
     /// What the step moves and computes at least, in one layer.
     pub fn traffic(&self) -> Traffic {
         self.traffic
