@@ -113,7 +113,7 @@ pub use plan::{Family, Options, Plan};
 pub use rope::{Pairing, Rope, Scaling};
 pub use spec::{
     AttentionSpec, Dtype, MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, Mask, MaskLayout, RowLayout, SpecBuilder,
-    alibi_slopes, hides,
+    alibi_slopes, hidden_below,
 };
 pub use step::Step;
 pub use weights::LayerWeights;

@@ -83,11 +83,23 @@ impl Merge {
     /// Compiles the kernel for the heads and dims of `spec`.
     ///
     /// # Errors
-    /// [`Error::Shader`] when the device refuses the kernel.
+    /// [`Error::Limit`] when there are more heads than workgroups in a dimension, [`Error::Shader`] when the device refuses the kernel.
     pub fn new(device: &wgpu::Device, spec: &AttentionSpec) -> Result<Self, Error> {
+        Self::with_cache(device, spec, None)
+    }
+
+    /// The same, compiling through a cache of the device's, as [`Attention::with_cache`](crate::Attention::with_cache).
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_cache(
+        device: &wgpu::Device,
+        spec: &AttentionSpec,
+        cache: Option<wgpu::PipelineCache>,
+    ) -> Result<Self, Error> {
         let caps = Caps::of(device);
         let variant = Plan::new(spec, &caps, &Options::default())?.merge();
-        let build = Build { device: device.clone(), checked: false, cache: None };
+        let build = Build { device: device.clone(), checked: false, cache };
         let pipeline = Pipeline::new(&build, &variant)?;
         Ok(Self { id: unique_id(), device: device.clone(), caps, variant, pipeline })
     }

@@ -1,8 +1,10 @@
 //! The definition: attention and its gradients in f64, in plain loops. Every kernel is measured against it.
+//!
+//! Slices must be as long as their shapes say: on shorter ones these functions panic, as indexing does.
 
 mod backward;
 
-use crate::spec::{AttentionSpec, hides};
+use crate::spec::{AttentionSpec, hidden_below};
 use crate::weights::LayerWeights;
 
 pub use backward::{Gradients, gradients};
@@ -95,7 +97,7 @@ impl Problem<'_> {
             match spec.mask() {
                 crate::Mask::Keep => visible &= value != 0.0,
                 _ => {
-                    visible &= value > hides(spec.q_dtype());
+                    visible &= value > hidden_below(spec.q_dtype());
                     bias += f64::from(value.min(1e38));
                 }
             }

@@ -102,6 +102,14 @@ fn check_apart(input: &StepInput) -> Result<(), Error> {
 }
 
 impl Attention {
+    /// Compiles now what the first [`Self::prepare_backward`] would compile: [`Self::warm_up`] leaves gradients out.
+    ///
+    /// # Errors
+    /// [`Error::Field`] when the spec does not train, [`Error::Shader`] when the device refuses a kernel.
+    pub fn warm_up_backward(&self) -> Result<(), Error> {
+        self.backward_pipelines().map(drop)
+    }
+
     /// Prepares a step's gradients: once per forward call, for all layers. The batch must have a layout for the LSE.
     ///
     /// The first call compiles the backward kernels.

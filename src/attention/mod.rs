@@ -119,7 +119,7 @@ impl Attention {
     }
 
     /// Compiles now what [`Self::append`], [`Self::mask`] and [`Self::record`] would compile with the first step that wants it: seconds, with
-    /// some drivers. Gradients and loops on the GPU have kernels of their own, which come with their first step.
+    /// some drivers. Gradients have kernels of their own ([`Self::warm_up_backward`]), and so have loops on the GPU: theirs comes with the first one.
     ///
     /// ```
     /// # use gqa::{Attention, AttentionSpec, Options};

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Kernel, TableLayout, Variant, row_fours, team_lanes};
 use crate::params::{LIST_WORDS, MAP_KEYS, MAP_TILES, NO_LIST};
-use crate::spec::{Dtype, Mask, RowLayout, hides};
+use crate::spec::{Dtype, Mask, RowLayout, hidden_below};
 
 /// Turns of a loop that Mesa does not unroll: it unrolls up to 32, of some 830 instructions together. A loop around loads has branches for every lane, so unrolled it takes
 /// LLVM seconds; kernels of small subgroups give such loops before and behind their walk at least these.
@@ -88,7 +88,7 @@ impl Variant {
             ("CAP_LOG2", (cap * log2_e) as f32),
             ("EPSILON", spec.qk_norm().unwrap_or(0.0)),
             ("MAGNITUDE", rope.map_or(1.0, |r| r.magnitude()) as f32),
-            ("HIDES", hides(spec.q_dtype())),
+            ("HIDES", hidden_below(spec.q_dtype())),
         ];
         for (nth, dtype) in (0..).zip(Dtype::ALL) {
             let _ = writeln!(text, "const {}: u32 = {nth}u;", dtype.name().to_uppercase());

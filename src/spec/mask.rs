@@ -16,7 +16,7 @@ pub enum Mask {
     /// A dense boolean mask in GPU memory, a byte for each pair: 0 hides. [`Attention::mask`](crate::Attention::mask) packs it
     /// into bits.
     Keep,
-    /// A dense mask in GPU memory, stored as the queries are: added to the logit, where it is at most 1e38. [`hides`] and less
+    /// A dense mask in GPU memory, stored as the queries are: added to the logit, where it is at most 1e38. [`hidden_below`] and less
     /// hides the key: -inf, and the least finite number of f16 or f32. A row of nothing else gives 0 and LSE -inf, not a mean.
     Add,
 }
@@ -29,7 +29,7 @@ impl Mask {
 }
 
 /// Added to a logit, this and anything below hides the key, as does NaN: models write `torch.finfo(dtype).min` for -inf.
-pub const fn hides(dtype: Dtype) -> f32 {
+pub const fn hidden_below(dtype: Dtype) -> f32 {
     match dtype {
         Dtype::F16 => -65_504.0,
         _ => -1e38,

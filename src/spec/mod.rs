@@ -14,7 +14,7 @@ use crate::rope::Rope;
 pub use alibi::alibi_slopes;
 pub use builder::{MAX_HEAD_DIM, MAX_HEADS, MAX_V_HEAD_DIM, SpecBuilder};
 pub use dtype::Dtype;
-pub use mask::{Mask, MaskLayout, hides};
+pub use mask::{Mask, MaskLayout, hidden_below};
 pub use row::RowLayout;
 
 /// A validated attention problem: everything that kernels are compiled for. Made by [`AttentionSpec::builder`].
