@@ -80,7 +80,7 @@ impl Server {
         for Kind { layers, attention, step, bindings } in kinds {
             let batch = Batch::new(attention.plan().spec(), &sequences);
             attention.update(queue, cache, &batch, step)?;
-            if !bindings.first().is_some_and(|first| step.accepts(first)) {
+            if !bindings.first().is_some_and(|first| first.fit(step)) {
                 let io = || Io { q: whole(q), out: whole(out), lse: None };
                 let bound = layers.iter().map(|layer| attention.bind(step, *layer, io()));
                 *bindings = bound.collect::<Result<_, _>>()?;

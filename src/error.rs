@@ -80,7 +80,7 @@ pub enum Error {
     /// A sequence of the step does not lie any more where it lay when the step was prepared.
     #[error(
         "the step knows places that sequence {sequence} has given back since: record a step before its sequences are truncated, \
-         evicted, closed, moved or extended again, and prepare or update it anew"
+         evicted, closed, moved or extended again, then prepare or update it anew (a loop: prepare_loop)"
     )]
     StaleStep {
         /// Index of the sequence in the cache.

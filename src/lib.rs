@@ -64,7 +64,7 @@
 //! [`Plan`] chooses from the spec and the device's [`Caps`], and its `Display` says why; `gqa info --heads 32/8` prints it. Every
 //! kernel runs without any optional feature; [`device_descriptor`] requests what makes them faster.
 //!
-//! By default shaders are compiled without wgpu's runtime checks, because every index is proved in range on the host;
+//! By default shaders are compiled without wgpu's runtime checks, because every index is proved in range by checks on the host (lengths that live on the GPU are clamped);
 //! [`Options::checked`] turns them on.
 //!
 //! # What is true

@@ -60,13 +60,14 @@ impl Pipeline {
         } else {
             // SAFETY: every index is in range. Queries, outputs, LSE and new K/V: layouts are checked against the batch
             // (`Batch::resolve`) and views against the layouts (`Caps::view`). Pages: a table has an entry for every slot up to the
-            // sequence's length, none before what is kept (`check_kept`), and entries are pages of their shard (`SequenceTable`).
+            // sequence's length, no query sees a key before what is kept (`check_kept`), entries are pages of their shard
+            // (`SequenceTable`), and a step whose pages have changed hands is not recorded (`KnownChanges`).
             // Masks, trees and maps: words are counted where they are numbered (`Resolved`, `place_maps`), a caller's mask is viewed
             // up to its last element (`MaskLayout::index`), and kernels ask only for rows and keys of the item. Documents are spans of
             // their sequence. Tables: laid out by the spec. `Merge::prepare` checks its layouts itself. States, lists and parts: sized
             // by the plan that numbers them. Work lists: items are counted in their head; a step's memory is used again only where all
-            // of this holds for every binding made of it (`Step::renew`). In loops on the GPU lengths are clamped to what is reserved,
-            // and lists have room for the most that they then give (`Room`). Gradients: of the step's own batch (`BackwardStep::batch`);
+            // of this holds for every binding made of it (`Step::lay_out`). In loops on the GPU lengths are clamped between what the
+            // cache held and what is reserved, `check_kept` holds for both, and lists have room for the most that they then give (`Room`). Gradients: of the step's own batch (`BackwardStep::batch`);
             // rows and gradients in f32 are sized by its tokens, runs and tiles are of its queries and new tokens
             // (`BackwardPlan::work`). Loops run over these same bounds, so they end. The tests run every kernel checked and unchecked.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }

@@ -253,6 +253,22 @@ fn what_a_loop_cannot_have_is_an_error() {
     assert_eq!(refused(spec().mask(Mask::Tree).build().unwrap(), |s| s.tree = Some(&[1])), "sequence.tree");
     assert_eq!(refused(spec().build().unwrap(), |s| s.new_len = 33), "sequence.new_len");
     assert_eq!(refused(spec().build().unwrap(), |s| s.q_len = 0), "sequence.q_len");
+    // The first of two queries reaches back to a page that the window has let go when the sequence is shortest, not when it is longest.
+    let windowed = spec().window(31, None).build().unwrap();
+    let attention = Attention::new(&gpu.device, windowed.clone(), Options::default()).unwrap();
+    let mut this = Loop::new(gpu, &windowed, (1, 160));
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    this.cache.extend(&mut encoder, &[(this.ids[0], 111)]).unwrap();
+    this.cache.reserve(&mut encoder, &[(this.ids[0], 20)]).unwrap();
+    for (q_len, new_len, is_good) in [(1, 1, true), (2, 2, true), (2, 1, false), (1, 0, false)] {
+        let sequences = [Sequence { q_len, new_len, ..Sequence::new(this.ids[0], 1) }];
+        let result = attention.prepare_loop(&gpu.queue, &this.cache, &this.batch(&sequences));
+        match result {
+            Ok(_) => assert!(is_good, "{q_len} queries, {new_len} new"),
+            Err(Error::Field { field, .. }) => assert!(!is_good && field == "sequence.q_start"),
+            Err(other) => panic!("{other}"),
+        }
+    }
     // What is not reserved cannot be taken: the last token would be written over.
     let (gpu, spec) = (&gpus()[0], spec().build().unwrap());
     let attention = Attention::new(&gpu.device, spec.clone(), Options::default()).unwrap();

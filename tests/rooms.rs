@@ -73,6 +73,17 @@ fn pure_rooms_do_not_name_wgpu() {
 }
 
 #[test]
+fn what_attention_is_made_of_does_not_look_into_it() {
+    for (room, path, code) in sources() {
+        if ["device", "cache", "upload", "step", "pipeline"].contains(&room.as_str()) {
+            for above in ["crate::attention", "crate::merge"] {
+                assert!(!code.contains(above), "{path:?} looks into {above}");
+            }
+        }
+    }
+}
+
+#[test]
 fn only_judges_see_the_reference() {
     for (room, path, code) in sources() {
         if room != "lib" && room != "reference" && !JUDGES.contains(&room.as_str()) {

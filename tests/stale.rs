@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gqa::{
-    Attention, AttentionSpec, BackwardIo, Batch, CacheShape, Error, Io, KvCache, NewKv, Options, PagedShape,
-    Sequence, SequenceId, Step,
+    Attention, AttentionSpec, BackwardIo, Batch, CacheShape, Error, Io, KvCache, Layout, NewKv, Options,
+    PagedShape, Sequence, SequenceId, Step,
 };
 
 fn device() -> (wgpu::Device, wgpu::Queue) {
@@ -102,16 +102,67 @@ fn a_step_is_refused_when_its_sequences_gave_places_back() {
 }
 
 #[test]
-fn what_happens_to_others_is_nothing_to_a_step() {
+fn what_moves_nothing_of_it_is_nothing_to_a_step() {
     let mut server = Server::new();
+    server.extend(1, &[server.ids[0]]);
+    let mut encoder = server.device.create_command_encoder(&Default::default());
+    server.cache.defragment(&mut encoder).unwrap();
     let step = server.step();
-    let other = server.ids[1];
+    let [own, other] = server.ids;
     server.extend(50, &[other]);
-    server.cache.fork(server.ids[0]).unwrap();
+    server.cache.fork(own).unwrap();
     server.cache.truncate(other, 140).unwrap();
     server.cache.evict(other, 130).unwrap();
     server.cache.close(other).unwrap();
+    // Of its own sequence: nothing that takes a place away.
+    server.cache.truncate(own, 101).unwrap();
+    server.cache.evict(own, 1).unwrap();
+    assert_eq!(server.cache.defragment(&mut encoder).unwrap(), 0);
     assert_eq!(server.uses(&step), [(); 3].map(Ok));
+}
+
+/// A window that lets go of pages moves nothing of layers that keep all, nor does growth.
+#[test]
+fn layers_that_keep_all_outlive_the_windows_of_others() {
+    let (device, queue) = device();
+    let global = AttentionSpec::builder(6, 2, 16).build().unwrap();
+    let local = global.to_builder().window(31, None).build().unwrap();
+    let shape = PagedShape { sequences: 1, page: 16, tokens: 4096, longest_step: 100 };
+    let mut cache = KvCache::paged(&device, &[&global, &local], shape).unwrap();
+    let id = cache.open().unwrap();
+    let mut encoder = device.create_command_encoder(&Default::default());
+    cache.extend(&mut encoder, &[(id, 100)]).unwrap();
+    let sequences = [Sequence::new(id, 1)];
+    let steps = [&global, &local].map(|spec| {
+        let attention = Attention::new(&device, spec.clone(), Options::default()).unwrap();
+        let step = attention.prepare(&queue, &cache, &Batch::new(spec, &sequences)).unwrap();
+        (attention, step)
+    });
+    cache.extend(&mut encoder, &[(id, 50)]).unwrap();
+    let [q, out] = [96, 96].map(|elements| tensor(&device, elements));
+    let found = [0, 1].map(|layer: u32| {
+        let (attention, step) = &steps[layer as usize];
+        let io = Io { q: q.as_entire_buffer_binding(), out: out.as_entire_buffer_binding(), lse: None };
+        attention.record(&mut encoder, step, layer, io)
+    });
+    assert_eq!(found, [Ok(()), Err(Error::StaleStep { sequence: 0 })]);
+}
+
+#[test]
+fn loops_are_stale_too() {
+    let mut server = Server::new();
+    let mut encoder = server.device.create_command_encoder(&Default::default());
+    server.cache.reserve(&mut encoder, &[(server.ids[0], 10)]).unwrap();
+    let sequences = [Sequence::new(server.ids[0], 1)];
+    let batch = Batch::new(server.attention.plan().spec(), &sequences);
+    let step = server.attention.prepare_loop(&server.queue, &server.cache, &batch).unwrap();
+    let lengths = tensor(&server.device, 1);
+    let mut schedule = || server.attention.schedule(&mut encoder, &step, lengths.as_entire_buffer_binding());
+    assert_eq!(schedule(), Ok(()));
+    server.cache.advance(server.ids[0], 3).unwrap();
+    assert_eq!(schedule(), Ok(()));
+    server.cache.truncate(server.ids[0], 100).unwrap();
+    assert_eq!(schedule(), Err(Error::StaleStep { sequence: 0 }));
 }
 
 #[test]
@@ -146,9 +197,12 @@ fn bindings_of_a_stale_step_are_refused_until_it_is_updated() {
 
 #[test]
 fn a_refused_batch_leaves_the_gradients_of_the_one_before() {
-    let (device, queue) = device();
+    let required_limits = wgpu::Limits { max_compute_workgroups_per_dimension: 30, ..Default::default() };
+    let (device, queue) =
+        wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });
     let spec = AttentionSpec::builder(6, 2, 16).build().unwrap();
-    let attention = Attention::new(&device, spec.clone(), Options::default()).unwrap();
+    let options = Options { chunk: Some(1), ..Options::default() };
+    let attention = Attention::new(&device, spec.clone(), options).unwrap();
     let shape = CacheShape { layers: 1, sequences: 2, capacity: 1000 };
     let mut cache = KvCache::new(&device, &spec, shape).unwrap();
     let (id, other) = (cache.open().unwrap(), cache.open().unwrap());
@@ -163,6 +217,14 @@ fn a_refused_batch_leaves_the_gradients_of_the_one_before() {
     let twice = Batch::new(&spec, &twice).with_lse(&spec);
     let refused = attention.update(&queue, &cache, &twice, &mut step);
     assert_eq!(refused, Err(Error::RepeatedSequence { sequence: other.index() }));
+    assert_eq!(attention.prepare_backward(&step).unwrap().size(), size);
+    // Refused when all of it is laid out, but for the last list: more tiles than workgroups are to be merged. Its queries lie in one place,
+    // where gradients cannot.
+    let many = [Sequence::new(other, 900)];
+    let many = Batch::new(&spec, &many).with_lse(&spec);
+    let many = Batch { q: Layout { token_stride: 0, ..many.q }, ..many };
+    let refused = attention.update(&queue, &cache, &many, &mut step);
+    assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
     let gradients = attention.prepare_backward(&step).unwrap();
     assert_eq!(gradients.size(), size);
     // Tensors of four tokens are all that it needs.
@@ -180,7 +242,10 @@ fn a_refused_batch_leaves_the_gradients_of_the_one_before() {
         dv: whole(&dv),
         d_sinks: None,
     };
-    assert_eq!(attention.backward(&mut encoder, (&step, &gradients), 0, io), Ok(()));
+    assert_eq!(attention.backward(&mut encoder, (&step, &gradients), 0, io.clone()), Ok(()));
+    cache.truncate(id, 3).unwrap();
+    let stale = attention.backward(&mut encoder, (&step, &gradients), 0, io);
+    assert_eq!(stale, Err(Error::StaleStep { sequence: id.index() }));
 }
 
 #[test]
@@ -205,4 +270,8 @@ fn a_cache_of_another_device_is_refused() {
     {
         assert!(matches!(refused, Err(Error::Field { field: "cache", .. })));
     }
+    let here = KvCache::new(&device, &spec, shape).unwrap();
+    let mut step = attention.prepare(&queue, &here, &Batch::new(&spec, &[])).unwrap();
+    let refused = attention.update(&queue, &cache, &batch, &mut step);
+    assert!(matches!(refused, Err(Error::Field { field: "cache", .. })));
 }

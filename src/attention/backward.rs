@@ -87,7 +87,7 @@ fn check_written(step: &Step, spec: &AttentionSpec) -> Result<(), Error> {
 }
 
 /// That no two sequences add to the gradient of one new token.
-fn check_apart(input: &StepInput) -> Result<(), Error> {
+fn check_new_apart(input: &StepInput) -> Result<(), Error> {
     let mut spans: Vec<_> =
         input.appends.iter().filter(|new| new.len > 0).map(|new| (new.token, new.token + new.len)).collect();
     spans.sort_unstable();
@@ -120,7 +120,7 @@ impl Attention {
     /// [`Error::StaleStep`]; [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`], [`Error::Shader`].
     pub fn prepare_backward(&self, step: &Step) -> Result<BackwardStep, Error> {
         self.check_step(step)?;
-        step.host.resolved.places.check()?;
+        step.host.resolved.known.check()?;
         if step.resident.is_some() {
             return Err(Error::field(
                 "step",
@@ -132,7 +132,7 @@ impl Attention {
             return Err(Error::field("batch.lse", "absent", "gradients need it: see Batch::with_lse"));
         }
         check_written(step, self.plan.spec())?;
-        check_apart(&step.host.resolved.input)?;
+        check_new_apart(&step.host.resolved.input)?;
         let pipelines = self.backward_pipelines()?;
         let lists = pipelines.plan.work(&step.host.resolved.input);
         self.lay_out_backward(step, &lists)

@@ -4,6 +4,7 @@ use crate::caps::Caps;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::shader::{Access, TableLayout, Variant};
+use crate::step::Step;
 
 /// Tensors of one layer. Bindings may have any offset that obeys `min_storage_buffer_offset_alignment`; the layouts of the
 /// [`Batch`](crate::Batch) say where the elements lie behind it. `q` must not share a buffer with `out` or `lse`,
@@ -30,10 +31,18 @@ pub struct NewKv<'a> {
 /// Tensors of one layer, bound: [`Attention::bind`](crate::Attention::bind) once, [`Attention::dispatch`](crate::Attention::dispatch) as often as the step is used.
 #[derive(Debug, Clone)]
 pub struct Bindings {
-    pub(crate) stamp: u64,
+    pub(super) stamp: u64,
     pub(super) embed: Option<wgpu::BindGroup>,
     pub(super) shards: Vec<ShardBindings>,
     pub(super) combine: Option<wgpu::BindGroup>,
+}
+
+impl Bindings {
+    /// Whether they are good for `step` as it is now. They are not for another step, nor where
+    /// [`Attention::update`](crate::Attention::update) has left the memory that they are of, because a batch was larger than any before.
+    pub fn fit(&self, step: &Step) -> bool {
+        self.stamp == step.stamp
+    }
 }
 
 /// What reads one shard of the layer.

@@ -322,8 +322,8 @@ impl Attention {
         bindings: &Bindings,
     ) -> Result<(), Error> {
         self.check_step(step)?;
-        step.host.resolved.places.check()?;
-        if !step.accepts(bindings) {
+        step.host.resolved.known.check()?;
+        if !bindings.fit(step) {
             return Err(Error::StaleBindings);
         }
         self.check_masked(step)?;
@@ -390,7 +390,7 @@ impl Attention {
 
     fn layer<'a>(&self, step: &'a Step, layer: u32) -> Result<&'a Layer, Error> {
         self.check_step(step)?;
-        step.host.resolved.places.check()?;
+        step.host.resolved.known.check()?;
         let layers = step.layers.len() as u32;
         let found = step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })?;
         match found.kind == step.kind {

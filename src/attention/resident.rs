@@ -122,8 +122,8 @@ impl Attention {
     }
 
     /// Records the beginning of a step of a loop: makes its work from `lengths` (a u32 for each sequence of the batch, in order: the
-    /// tokens before the step), then adds its new tokens to them. A length beyond what is reserved counts as what is reserved, one below
-    /// what the cache held when the loop was prepared as that.
+    /// tokens before the step), then adds its new tokens to them. A length beyond what is reserved counts as what is reserved, a
+    /// shorter one than the cache held when the loop was prepared as that length.
     ///
     /// # Errors
     /// [`Error::Field`] when the step was not made by [`Self::prepare_loop`] of this attention, [`Error::Buffer`].
@@ -134,7 +134,7 @@ impl Attention {
         lengths: wgpu::BufferBinding<'_>,
     ) -> Result<(), Error> {
         self.check_step(step)?;
-        step.host.resolved.places.check()?;
+        step.host.resolved.known.check()?;
         let Some(resident) = &step.resident else {
             return Err(Error::field(
                 "step",

@@ -4,7 +4,7 @@ use super::share::{Candidate, share};
 use super::{Batch, Sequence};
 use crate::error::Error;
 use crate::layout::Shape;
-use crate::pages::{KnownPlaces, PoolShape, SequenceTable};
+use crate::pages::{KnownChanges, PoolShape, SequenceTable};
 use crate::params::PackItem;
 use crate::plan::{Cut, MaskPlace, Plan, Span, StepAppend, StepInput, StepSequence};
 use crate::spec::{AttentionSpec, Mask, MaskLayout};
@@ -29,8 +29,8 @@ pub(crate) struct Resolved {
     pub(crate) tokens: u32,
     /// Tokens that `new_k` and `new_v` reach.
     pub(crate) new_tokens: u32,
-    /// Where the sequences lie.
-    pub(crate) places: KnownPlaces,
+    /// That the sequences lie where they lay.
+    pub(crate) known: KnownChanges,
     /// Scratch: whether a sequence has been named, who may share keys, which output tokens are taken.
     seen: Vec<bool>,
     candidates: Vec<Candidate>,
@@ -63,6 +63,7 @@ impl Batch<'_> {
             return Err(Error::field("batch.mask", found, "it goes with a spec whose mask is Keep or Add"));
         }
         resolved.clear(pool.table);
+        resolved.known.begin(pool.table.changes(), pool.index);
         let (mut next, mut next_new) = (0, 0);
         for (nth, s) in self.sequences.iter().enumerate() {
             let len = pool.table.len(s.id)?;
@@ -75,7 +76,7 @@ impl Batch<'_> {
             if std::mem::replace(&mut resolved.seen[index as usize], true) {
                 return Err(Error::RepeatedSequence { sequence: index });
             }
-            resolved.places.learn(index);
+            resolved.known.learn(index);
             if s.new_len > most_new {
                 let needed = match pool.reserved {
                     true => format!(
@@ -109,6 +110,12 @@ impl Batch<'_> {
             };
             s.check_tree(spec, kv_len)?;
             s.check_kept(spec, &whole, pool)?;
+            if pool.reserved {
+                // A loop begins with the shortest, whose windows reach back furthest.
+                let kv_len = len + s.new_len;
+                let first = StepSequence { kv_len, q_start: s.q_start(spec, kv_len)?, ..whole };
+                s.check_kept(spec, &first, pool)?;
+            }
             let mask = match (self.mask, s.tree) {
                 (Some(layout), _) => resolved.dense(spec, (nth as u32, &layout), &whole)?,
                 (None, Some(tree)) => resolved.tree(tree, whole.q_start),
@@ -296,7 +303,6 @@ impl Resolved {
         self.candidates.clear();
         self.seen.clear();
         self.seen.resize(table.sequences() as usize, false);
-        self.places.begin(table.places());
         (self.mask_extent, self.tokens, self.new_tokens) = (0, 0, 0);
     }
 

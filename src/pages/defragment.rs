@@ -8,18 +8,24 @@ const NONE: u32 = u32::MAX;
 impl SequenceTable {
     /// Renumbers the used pages from 0, sequence by sequence, a shared page with its first holder. Contents must follow `moves`.
     pub(crate) fn defragment(&mut self, moves: &mut Vec<PageMove>) {
-        (0..self.entries.len()).for_each(|index| self.places.changed(index));
         for (nth, pool) in self.pools.iter_mut().enumerate() {
             // The old number of each new one, and the new number of each old one.
             let mut sources = Vec::new();
             let mut numbers = vec![NONE; pool.refs.len()];
-            for page in self.entries.iter_mut().flat_map(|entry| &mut entry.lists[nth].pages) {
-                let number = &mut numbers[*page as usize];
-                if *number == NONE {
-                    *number = sources.len() as u32;
-                    sources.push(*page);
+            for (index, entry) in self.entries.iter_mut().enumerate() {
+                let mut has_moved = false;
+                for page in &mut entry.lists[nth].pages {
+                    let number = &mut numbers[*page as usize];
+                    if *number == NONE {
+                        *number = sources.len() as u32;
+                        sources.push(*page);
+                    }
+                    has_moved |= page != number;
+                    *page = *number;
                 }
-                *page = *number;
+                if has_moved {
+                    self.changes.add(nth, index);
+                }
             }
             let mut refs: Vec<_> = sources.iter().map(|old| pool.refs(*old)).collect();
             refs.resize(pool.refs.len(), 0);

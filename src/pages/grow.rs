@@ -37,20 +37,20 @@ impl SequenceTable {
         for nth in 0..self.pools.len() {
             self.check_room(nth, growth)?;
         }
-        let Self { entries, pools, places, .. } = self;
+        let Self { entries, pools, changes, .. } = self;
         for (nth, pool) in pools.iter_mut().enumerate() {
             // What one sequence gives back, another can take.
             for (index, _) in growing(growth) {
                 let seen = entries[index].seen_from(entries[index].len, pool.shape.window);
                 if entries[index].lists[nth].release_before(seen, pool) > 0 {
-                    places.changed(index);
+                    changes.add(nth, index);
                 }
             }
             for (index, tokens) in growing(growth) {
                 let copied = copies.len();
                 entries[index].take_pages((nth, pool), tokens, copies)?;
                 if copies.len() > copied {
-                    places.changed(index);
+                    changes.add(nth, index);
                 }
             }
         }

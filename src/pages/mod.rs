@@ -4,10 +4,10 @@
 //! pages in each pool. Forks share pages until one of them writes, and whoever writes copies first. Where pages are as long as a
 //! sequence may get, and as many as there are sequences, each sequence lies in one piece.
 
+mod changes;
 mod check;
 mod defragment;
 mod grow;
-mod places;
 mod pool;
 mod sequence;
 mod shrink;
@@ -21,7 +21,7 @@ use crate::error::Error;
 use pool::Pool;
 use sequence::Entry;
 
-pub(crate) use places::{KnownPlaces, Places};
+pub(crate) use changes::{Changes, KnownChanges};
 pub use usage::{PoolUsage, Usage};
 
 /// Names an open sequence of one cache. Stale after [`KvCache::close`](crate::KvCache::close), and no use to another cache.
@@ -90,7 +90,7 @@ pub(crate) struct SequenceTable {
     capacity: u32,
     entries: Vec<Entry>,
     pools: Vec<Pool>,
-    places: Places,
+    changes: Changes,
     scratch: Scratch,
 }
 
@@ -113,8 +113,9 @@ impl SequenceTable {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let entries = vec![Entry::new(pools.len()); sequences as usize];
         let scratch = Scratch { stamps: vec![0; sequences as usize], ..Scratch::default() };
+        let changes = Changes::new(pools.len(), sequences);
         let pools = pools.iter().copied().map(Pool::new).collect();
-        Self { id, capacity, entries, pools, places: Places::new(sequences), scratch }
+        Self { id, capacity, entries, pools, changes, scratch }
     }
 
     /// Most tokens of one sequence.
@@ -221,8 +222,8 @@ impl SequenceTable {
     }
 
     /// What steps must know to tell that they are stale.
-    pub(crate) fn places(&self) -> &Places {
-        &self.places
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// The entry's index, if the handle is valid.

@@ -29,16 +29,6 @@ impl Entry {
     pub(super) fn seen_from(&self, len: u32, window: Option<u32>) -> u32 {
         self.begin.max(window.map_or(0, |window| len.saturating_sub(window)))
     }
-
-    /// Shortens it, whatever was evicted or reserved.
-    pub(super) fn shorten(&mut self, len: u32, pools: &mut [Pool]) {
-        self.len = len;
-        self.begin = self.begin.min(len);
-        self.reserved = len;
-        for (list, pool) in self.lists.iter_mut().zip(pools) {
-            list.shorten(len, pool);
-        }
-    }
 }
 
 /// Pages of one sequence in one pool, in the order of its tokens.
@@ -84,14 +74,17 @@ impl PageList {
         before
     }
 
-    /// Gives back the pages that lie wholly behind the first `len` tokens.
-    pub(super) fn shorten(&mut self, len: u32, pool: &mut Pool) {
+    /// Gives back the pages that lie wholly behind the first `len` tokens, and says how many they were.
+    pub(super) fn shorten(&mut self, len: u32, pool: &mut Pool) -> usize {
         let keep = len.div_ceil(pool.shape.page).saturating_sub(self.first) as usize;
-        self.pages.drain(keep.min(self.pages.len())..).rev().for_each(|page| pool.release(page));
+        let keep = keep.min(self.pages.len());
+        let behind = self.pages.len() - keep;
+        self.pages.drain(keep..).rev().for_each(|page| pool.release(page));
         // Where the page of the next token was given back with evicted ones, it comes again.
         self.first = self.first.min(len / pool.shape.page);
         // Tokens to come have content.
         self.blank = self.blank.min(len);
+        behind
     }
 
     /// Holds the pages of another sequence's first `len` tokens.

@@ -10,20 +10,16 @@ impl SequenceTable {
     /// [`Error::StaleSequence`].
     pub(crate) fn close(&mut self, id: SequenceId) -> Result<(), Error> {
         let index = self.check_id(id)?;
+        self.shorten(index, 0);
         let entry = &mut self.entries[index];
-        entry.shorten(0, &mut self.pools);
         entry.open = false;
         entry.generation = entry.generation.wrapping_add(1);
-        self.places.changed(index);
         Ok(())
     }
 
     /// Shortens every open sequence to nothing.
     pub(crate) fn clear(&mut self) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
-            entry.shorten(0, &mut self.pools);
-            self.places.changed(index);
-        }
+        (0..self.entries.len()).for_each(|index| self.shorten(index, 0));
     }
 
     /// Shortens a sequence to its first `len` tokens, and gives back what was reserved.
@@ -33,7 +29,7 @@ impl SequenceTable {
     /// [`Error::StaleSequence`]. A length of 0 is always possible, and makes the sequence as new.
     pub(crate) fn truncate(&mut self, id: SequenceId, len: u32) -> Result<(), Error> {
         let index = self.check_id(id)?;
-        let entry = &mut self.entries[index];
+        let entry = &self.entries[index];
         if len > entry.len {
             let needed = format!("the sequence has {} tokens; truncate only shortens", entry.len);
             return Err(Error::field("len", len, needed));
@@ -48,8 +44,7 @@ impl SequenceTable {
             );
             return Err(Error::field("len", len, needed));
         }
-        entry.shorten(len, &mut self.pools);
-        self.places.changed(index);
+        self.shorten(index, len);
         Ok(())
     }
 
@@ -64,10 +59,24 @@ impl SequenceTable {
             return Err(Error::field("tokens", tokens, format!("the sequence has {}", entry.len)));
         }
         entry.begin = entry.begin.max(tokens);
-        for (list, pool) in entry.lists.iter_mut().zip(&mut self.pools) {
-            list.release_before(entry.begin, pool);
+        for (nth, (list, pool)) in entry.lists.iter_mut().zip(&mut self.pools).enumerate() {
+            if list.release_before(entry.begin, pool) > 0 {
+                self.changes.add(nth, index);
+            }
         }
-        self.places.changed(index);
         Ok(())
+    }
+
+    /// Shortens a sequence to `len` tokens, whatever was evicted or reserved.
+    fn shorten(&mut self, index: usize, len: u32) {
+        let entry = &mut self.entries[index];
+        let forgets = len < entry.len;
+        (entry.len, entry.begin, entry.reserved) = (len, entry.begin.min(len), len);
+        for (nth, (list, pool)) in entry.lists.iter_mut().zip(&mut self.pools).enumerate() {
+            // Other tokens come to the places of those that it forgets.
+            if list.shorten(len, pool) > 0 || forgets {
+                self.changes.add(nth, index);
+            }
+        }
     }
 }

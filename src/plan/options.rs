@@ -63,8 +63,8 @@ pub struct Options {
     /// to programs that accept what is experimental.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub matrix_units: MatrixUnits,
-    /// Compile with wgpu's bounds checks and loop bounds. By default shaders go without them: every index is proved in range on the host
-    /// from checked layouts, views and lengths (`src/pipeline.rs` has the proof), and tests run every kernel both ways.
+    /// Compile with wgpu's bounds checks and loop bounds. By default shaders go without them: every index is proved in range by
+    /// checks on the host of layouts, views and lengths (`src/pipeline.rs` has the proof), and tests run every kernel both ways.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub checked: bool,
     /// Count reads of K and V into [`Attention::fetch_counter`](crate::Attention::fetch_counter): slower, for proofs. While counting,

@@ -95,7 +95,7 @@ impl Tiles {
             return Err(Error::field(
                 "options.matrix_units",
                 found,
-                "the portable family, not that of subgroups",
+                "it needs the portable family, not that of subgroups",
             ));
         }
         let suits = |row: &&ClassTiles| match options.family {
@@ -318,8 +318,10 @@ impl Picker<'_> {
         match self.options.decode_teams {
             Some(true) if lanes.is_none() => {
                 let needed = match needed {
-                    Some(lanes) => format!("subgroups of at least {lanes} lanes"),
-                    None => format!("fewer rows or elements: 16 lanes do not hold {rows} rows of these dims"),
+                    Some(lanes) => format!("it needs subgroups of at least {lanes} lanes"),
+                    None => format!(
+                        "it needs fewer rows or elements: 16 lanes do not hold {rows} rows of these dims"
+                    ),
                 };
                 let found = format!("true, with subgroups of {subgroup}");
                 Err(Error::field("options.decode_teams", found, needed))
@@ -380,7 +382,9 @@ impl Picker<'_> {
         let bytes = |rows: u32| half * tile.max(rows * (k + 8)) + rows * of_row + MAP_KEYS * 4 + 16;
         let fits = |rows: &u32| bytes(*rows) <= caps.workgroup_memory && rows * SHARERS <= caps.invocations;
         let Some(rows) = [64, 32, 16].into_iter().find(fits) else {
-            return refuse("more workgroup memory: keys and values of this dim do not fit beside 16 rows");
+            return refuse(
+                "it needs more workgroup memory: keys and values of this dim do not fit beside 16 rows",
+            );
         };
         reasons.push(format!("prefill: {rows} rows on matrix units, {SIDE} of them a subgroup"));
         Ok((Kernel::PrefillMatrix, Tile { rows, keys: MAP_KEYS, threads: rows * SHARERS }))

@@ -65,6 +65,7 @@ impl WorkLists {
             } else if !input.shared.is_empty() {
                 // What is shared has states of its own, at every branch: rather none is shared than the batch refused.
                 input.share_nothing();
+                (chunk, most) = (fair_chunk(plan, input), plan.caps.binding_size.min(MAX_STATE_BYTES));
             } else {
                 break;
             }

@@ -6,7 +6,6 @@ mod memory;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::attention::Bindings;
 use crate::batch::{Batch, Resolved};
 use crate::cache::Layer;
 use crate::error::Error;
@@ -21,8 +20,9 @@ pub(crate) use memory::{Buffers, Maker};
 /// A prepared forward call. Made by [`Attention::prepare`](crate::Attention::prepare), recorded once per layer, made anew by
 /// [`Attention::update`](crate::Attention::update).
 ///
-/// It keeps the places that its sequences had in the cache: record it before they are truncated, evicted, closed or moved, and before
-/// they grow again where layers have windows or forks share pages. After that it is refused ([`Error::StaleStep`]) until it is updated.
+/// It keeps the places that its sequences had in the cache: record it, and submit what was recorded, before they are truncated, evicted,
+/// closed or moved, and before they grow again where layers have a window (which lets go of a page now and then) or forks share their last
+/// page. After that recording is refused ([`Error::StaleStep`]) until the step is updated.
 #[derive(Debug)]
 pub struct Step {
     /// The attention that prepared it: work lists mean something to its kernels only.
@@ -112,12 +112,6 @@ impl Needs {
 }
 
 impl Step {
-    /// Whether bindings that [`Attention::bind`](crate::Attention::bind) made are good for the step as it is now. They are not of another
-    /// step, nor of memory that [`Attention::update`](crate::Attention::update) has left because a batch was larger than any before.
-    pub fn accepts(&self, bindings: &Bindings) -> bool {
-        bindings.stamp == self.stamp
-    }
-
     /// What the step moves and computes at least, in one layer.
     pub fn traffic(&self) -> Traffic {
         self.traffic

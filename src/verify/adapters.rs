@@ -39,7 +39,7 @@ pub enum AdapterChoice {
     /// `WGPU_ADAPTER_NAME` if set, else the most capable: discrete, integrated, virtual, software.
     #[default]
     Best,
-    /// By index in [`adapters`], or the first with this number in its name where there is no such index.
+    /// By index in [`adapters`]; where there is no such index, the first whose name has this number of three digits or more.
     Index(usize),
     /// The first whose name, driver or backend contains this, whatever the case.
     Name(String),
@@ -84,8 +84,13 @@ impl AdapterChoice {
         match self {
             Self::All => (0..all.len()).collect(),
             Self::Index(index) if *index < all.len() => vec![*index],
-            // Models have numbers in their names.
-            Self::Index(number) => named(&number.to_string()),
+            // Models have numbers in their names; a short one is more likely a wrong index.
+            Self::Index(number) => {
+                let number = number.to_string();
+                let has = |name: &str| name.split(|c: char| !c.is_ascii_digit()).any(|part| part == number);
+                let found = all.iter().position(|a| number.len() >= 3 && has(&a.get_info().name));
+                found.into_iter().collect()
+            }
             Self::Name(name) => named(name),
             Self::Best => match std::env::var("WGPU_ADAPTER_NAME") {
                 Ok(name) => named(&name),

@@ -50,9 +50,11 @@ fn own_adapter() -> Result<bool, String> {
     println!("Looking for an adapter (`gqa info`; the first build takes minutes)");
     let mut info = gqa(&["info"]);
     info.env(environment::OFF, "1");
-    // Without an adapter it fails; a line of each begins with its number and ends with what it is.
+    // Without an adapter it fails; a line of each ends with what it is.
     let found = process::output(&mut info).unwrap_or_default();
-    Ok(found.lines().any(|line| line.starts_with('[') && !line.ends_with("Cpu)")))
+    Ok(found
+        .lines()
+        .any(|line| line.starts_with('[') && (line.ends_with("Gpu)") || line.ends_with("Other)"))))
 }
 
 /// Unpacks and announces software drivers. A failure is told, not fatal: the machine may have its own.
