@@ -1,9 +1,10 @@
 //! Grouped-query attention on every GPU: prefill, decode and a KV cache for [`wgpu`].
 //!
 //! A program that owns a [`wgpu::Device`] gets attention recorded into its own command encoder, on Vulkan, Metal, DX12, GL and
-//! WebGPU. Keys and values are read **once per group** of query heads (of groups beyond 16, once per 16 rows), never once per query head: decoding is bound by that read,
-//! so it is the point of grouped-query attention ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)). MHA (groups of 1) and
-//! MQA (one KV head) are the two ends of the same [`AttentionSpec`].
+//! WebGPU. Keys and values are read **once per group** of query heads (of groups beyond 16, once per 16 rows), never once per query
+//! head: decoding is bound by that read, so it is the point of grouped-query attention
+//! ([Ainslie et al. 2023](https://arxiv.org/abs/2305.13245)). MHA (groups of 1) and MQA (one KV head) are the two ends of the same
+//! [`AttentionSpec`].
 //!
 //! # A tour
 //!
@@ -64,8 +65,8 @@
 //! [`Plan`] chooses from the spec and the device's [`Caps`], and its `Display` says why; `gqa info --heads 32/8` prints it. Every
 //! kernel runs without any optional feature; [`device_descriptor`] requests what makes them faster.
 //!
-//! By default shaders are compiled without wgpu's runtime checks, because every index is proved in range by checks on the host (lengths that live on the GPU are clamped);
-//! [`Options::checked`] turns them on.
+//! By default shaders are compiled without wgpu's runtime checks, because every index is proved in range by checks on the host
+//! (lengths that live on the GPU are clamped); [`Options::checked`] turns them on.
 //!
 //! # What is true
 //!
