@@ -37,10 +37,10 @@ impl Layout {
             return 0;
         }
         let last = |count: u32, stride: u32| u64::from(count - 1) * u64::from(stride);
-        u64::from(self.offset)
-            + last(shape.tokens, self.token_stride)
-            + last(shape.heads, self.head_stride)
-            + u64::from(shape.dim)
+        // Each product is below 2^64, their sum need not be.
+        last(shape.tokens, self.token_stride)
+            .saturating_add(last(shape.heads, self.head_stride))
+            .saturating_add(u64::from(self.offset) + u64::from(shape.dim))
     }
 
     /// That shader indices (u32) reach every element.

@@ -209,11 +209,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What the way back takes at least: five products where the way there has two (`q k^T` and `dO v^T`, then dq, dk and dv), and each
-    /// tensor with its gradient.
+    /// What the way back takes at least: five products where the way there has two (`q k^T`, dq and dk of the length of a key, `dO v^T` and
+    /// dv of that of a value), and each tensor with its gradient.
     #[must_use]
-    pub fn backward(self) -> Self {
-        Self { bytes: 2 * self.bytes, flops: self.flops / 2 * 5 }
+    pub fn backward(self, spec: &AttentionSpec) -> Self {
+        let [k, v] = [spec.head_dim(), spec.v_head_dim()].map(u64::from);
+        Self { bytes: 2 * self.bytes, flops: self.flops / (k + v) * (3 * k + 2 * v) }
     }
 
     /// Counts `input`.

@@ -67,7 +67,8 @@ impl<'a> CeilingSamplers<'a> {
         let zeros = gpu.upload("gqa.ceiling", &vec![0; sizes[1] as usize]);
         let [short, long] = sizes;
         let mut kernels = Vec::new();
-        for kernel in read_kernels(gpu.caps.int64) {
+        let fits = |threads: u64| threads <= u64::from(gpu.caps.invocations);
+        for kernel in read_kernels(gpu.caps.int64).into_iter().filter(|kernel| fits(kernel.threads)) {
             if let Some(candidate) = kernel.candidate(gpu, &zeros, long)? {
                 kernels.push((kernel, candidate));
             }
@@ -82,8 +83,10 @@ impl<'a> CeilingSamplers<'a> {
         let workgroups = if gpu.caps.class == Class::Software { 64 } else { 4096 };
         let mut fma = Vec::new();
         for (element, lanes) in [("f32", 1), ("vec2<f32>", 2), ("vec4<f32>", 4)] {
-            for (mad, threads) in
-                ["x * y + z", "fma(x, y, z)"].into_iter().flat_map(|m| [8, 64, 256].map(|t| (m, t)))
+            for (mad, threads) in ["x * y + z", "fma(x, y, z)"]
+                .into_iter()
+                .flat_map(|m| [8, 64, 256].map(|t| (m, t)))
+                .filter(|(_, threads)| fits(*threads))
             {
                 let constants = [("THREADS", threads), ("STEPS", FMA_STEPS)];
                 let text = prelude(element, &constants)

@@ -17,7 +17,7 @@ pub use serve::{Manner, Serve, ServeReport, ServeShape, serve};
 pub use timing::Timing;
 pub use workload::{Pass, Row, Shape, Workload};
 
-/// Seconds beyond which compiling is a small part of a first run, and one repetition is a sample.
+/// Seconds beyond which one repetition is a sample.
 const LONG_SECONDS: f64 = 1.5;
 
 /// What to repeat: records itself into an encoder.
@@ -34,13 +34,17 @@ pub struct Sampler<'a> {
 
 impl<'a> Sampler<'a> {
     /// Runs `record` once, which compiles what is compiled lazily, then picks the repetitions that make a sample of at
-    /// least `seconds`. What is far above that anyway is not run again for it.
+    /// least `seconds`. What is far above that anyway is run only once more.
     ///
     /// # Errors
     /// When the device is lost.
     pub fn new(gpu: &'a Gpu, record: Box<Recorder<'a>>, seconds: f64) -> Result<Self, String> {
         let mut sampler = Self { gpu, record, repetitions: 1, expected: 0.0, samples: Vec::new() };
         sampler.expected = sampler.time()?;
+        if sampler.expected > LONG_SECONDS {
+            // Some drivers compile with the first run, for seconds.
+            sampler.expected = sampler.time()?;
+        }
         if sampler.expected > LONG_SECONDS {
             return Ok(sampler);
         }

@@ -1,5 +1,6 @@
 //! A server's mixed batch against the same work done sequence by sequence, in pages against contiguous, and its memory.
 
+use super::Timing;
 use super::workload::fill;
 use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
@@ -208,22 +209,22 @@ pub fn serve(gpu: &Gpu, shape: &ServeShape, samples: usize) -> Result<ServeRepor
     let mut contiguous = Serve::new(gpu, shape, false).map_err(text)?;
     let (mut batched, mut alone, mut dense) = (Vec::new(), Vec::new(), Vec::new());
     for sample in 0..=samples {
-        let time = |serve: &mut Serve, manner| {
+        // Each goes first, in the middle and last by turns: a run finds in caches what the one before has left.
+        for at in 0..3 {
+            let (serve, manner, times) = match (sample + at) % 3 {
+                0 => (&mut paged, Manner::Batched, &mut batched),
+                1 => (&mut contiguous, Manner::Batched, &mut dense),
+                _ => (&mut paged, Manner::OneByOne, &mut alone),
+            };
             let start = std::time::Instant::now();
-            serve.run(gpu, manner).map(|()| start.elapsed().as_secs_f64())
-        };
-        let all = [
-            time(&mut paged, Manner::Batched)?,
-            time(&mut contiguous, Manner::Batched)?,
-            time(&mut paged, Manner::OneByOne)?,
-        ];
-        // The first run compiles.
-        if sample > 0 {
-            batched.push(all[0]);
-            dense.push(all[1]);
-            alone.push(all[2]);
+            serve.run(gpu, manner)?;
+            // The first run compiles.
+            if sample > 0 {
+                times.push(start.elapsed().as_secs_f64());
+            }
         }
     }
+    let median = |times: Vec<f64>| Timing::of(times).median_s;
     let ratio = |a: &[f64], b: &[f64]| median(a.iter().zip(b).map(|(a, b)| a / b).collect());
     let decodes = shape.prompts.len() as u32 * shape.answers;
     let sharing = match shape.answers {
@@ -239,9 +240,4 @@ pub fn serve(gpu: &Gpu, shape: &ServeShape, samples: usize) -> Result<ServeRepor
         cache_bytes: paged.cache_bytes(),
         padded_bytes: contiguous.cache_bytes(),
     })
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }

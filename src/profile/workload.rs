@@ -134,6 +134,19 @@ impl Workload {
             (shape.q_len, spec.q_heads(), spec.head_dim()),
             (shape.q_len, spec.q_heads(), spec.v_head_dim()),
         );
+        let found = gpu.caps.binding_size.min(gpu.caps.buffer_size);
+        for (what, needed) in [("queries", bytes(q_row)), ("outputs", bytes(out_row))] {
+            if needed > found {
+                let (what, limit) = (what.to_owned(), "max_storage_buffer_binding_size");
+                return Err(crate::Error::Limit {
+                    what,
+                    limit,
+                    needed,
+                    found,
+                    hint: "measure fewer query tokens",
+                });
+            }
+        }
         let zeros = |label, bytes: u64| gpu.upload(label, &vec![0; bytes as usize]);
         let q = gpu.upload("gqa.bench.q", &small_numbers(&mut rng, spec.q_dtype(), bytes(q_row)));
         let out = zeros("gqa.bench.out", bytes(out_row));
@@ -193,7 +206,7 @@ impl Workload {
     pub fn traffic(&self) -> Traffic {
         match self.shape.pass {
             Pass::Infer | Pass::Forward => self.step.traffic(),
-            Pass::Backward => self.step.traffic().backward(),
+            Pass::Backward => self.step.traffic().backward(&self.shape.spec),
         }
     }
 

@@ -19,10 +19,17 @@ pub type DeviceGradients = [Vec<f32>; 4];
 pub fn random_gradients(seed: u64) -> (Problem, Vec<f32>) {
     let spec = training_spec(seed / PER_SPEC);
     let problem = random_problem_of(&spec, seed);
+    let d_out = random_output_gradients(&problem, seed);
+    (problem, d_out)
+}
+
+/// A gradient of the outputs of `problem`.
+pub fn random_output_gradients(problem: &Problem, seed: u64) -> Vec<f32> {
+    let spec = &problem.spec;
     let mut rng = Rng::with_seed(seed.wrapping_mul(3).wrapping_add(5));
     let count: u32 = problem.sequences.iter().map(|s| s.q_len * spec.q_heads() * spec.v_head_dim()).sum();
     let d_out: Vec<f32> = (0..count).map(|_| normal(&mut rng)).collect();
-    (problem, stored(spec.q_dtype(), &d_out))
+    stored(spec.q_dtype(), &d_out)
 }
 
 /// The reference's gradients, from the keys and values that the device has stored: as [`DeviceGradients`], with what an

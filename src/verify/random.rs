@@ -25,15 +25,30 @@ pub fn random_problem(seed: u64) -> Problem {
 /// A problem of `spec`, drawn from `seed`.
 pub fn random_problem_of(spec: &AttentionSpec, seed: u64) -> Problem {
     let mut rng = Rng::with_seed(seed.wrapping_mul(2).wrapping_add(1));
+    let sequences = (0..rng.u32(1..=4)).map(|_| random_sequence(&mut rng, spec)).collect();
+    random_rest(&mut rng, spec, sequences)
+}
+
+/// A problem of one sequence of `q_len` queries, its last tokens, on `kv_len` keys.
+pub fn problem_of_lens(spec: &AttentionSpec, (q_len, kv_len): (u32, u32)) -> Problem {
+    let mut rng = Rng::with_seed(u64::from(q_len) << 32 | u64::from(kv_len));
+    let [q, k, v] = random_tensors(&mut rng, spec, (q_len, kv_len));
+    let (tree, documents) = (None, None);
+    let history = kv_len.saturating_sub(q_len);
+    let sequence = ProblemSequence { q_len, kv_len, q_start: None, history, q, k, v, tree, documents };
+    random_rest(&mut rng, spec, vec![sequence])
+}
+
+/// What a problem has beside its sequences.
+fn random_rest(rng: &mut Rng, spec: &AttentionSpec, sequences: Vec<ProblemSequence>) -> Problem {
     let spec = spec.clone();
-    let sequences = (0..rng.u32(1..=4)).map(|_| random_sequence(&mut rng, &spec)).collect();
     let arrangement = |rng: &mut Rng| {
         [Arrangement::TokensHeads, Arrangement::HeadsTokens, Arrangement::Gaps][rng.usize(..3)]
     };
-    let (inputs, outputs) = (arrangement(&mut rng), arrangement(&mut rng));
+    let (inputs, outputs) = (arrangement(rng), arrangement(rng));
     let mut problem = Problem { spec, sequences, inputs, outputs, mask: None, weights: Weights::default() };
-    problem.mask = random_mask(&mut rng, &problem);
-    problem.weights = random_weights(&mut rng, &problem.spec);
+    problem.mask = random_mask(rng, &problem);
+    problem.weights = random_weights(rng, &problem.spec);
     problem
 }
 
@@ -230,11 +245,7 @@ fn random_sequence(rng: &mut Rng, spec: &AttentionSpec) -> ProblemSequence {
         1 => Some(0),
         _ => None,
     };
-    let mut data = |count: u32| stored(spec.q_dtype(), &(0..count).map(|_| normal(rng)).collect::<Vec<_>>());
-    let q = data(q_len * spec.q_heads() * spec.head_dim());
-    let k = data(kv_len * spec.kv_heads() * spec.head_dim());
-    let values = if spec.v_in_k() { 0 } else { spec.v_head_dim() };
-    let v = data(kv_len * spec.kv_heads() * values);
+    let [q, k, v] = random_tensors(rng, spec, (q_len, kv_len));
     let history = match &tree {
         // Draft tokens have their positions only in the step that knows their tree.
         Some(tree) => rng.u32(..=kv_len - tree.len() as u32),
@@ -245,6 +256,17 @@ fn random_sequence(rng: &mut Rng, spec: &AttentionSpec) -> ProblemSequence {
         _ => None,
     };
     ProblemSequence { q_len, kv_len, q_start, history, q, k, v, tree, documents }
+}
+
+/// Queries, keys and values.
+fn random_tensors(rng: &mut Rng, spec: &AttentionSpec, (q_len, kv_len): (u32, u32)) -> [Vec<f32>; 3] {
+    let mut data = |count: u32| stored(spec.q_dtype(), &(0..count).map(|_| normal(rng)).collect::<Vec<_>>());
+    let values = if spec.v_in_k() { 0 } else { spec.v_head_dim() };
+    [
+        data(q_len * spec.q_heads() * spec.head_dim()),
+        data(kv_len * spec.kv_heads() * spec.head_dim()),
+        data(kv_len * spec.kv_heads() * values),
+    ]
 }
 
 /// Each draft token sees itself, a parent before it, and what the parent sees; now and then something arbitrary.

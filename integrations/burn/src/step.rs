@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gqa::{AttentionSpec, Batch, KvCache, Layout, MaskLayout, Sequence};
+use gqa::{AttentionSpec, Batch, Dtype, KvCache, Layout, Mask, MaskLayout, Sequence};
 
 use crate::GqaAttention;
 use crate::error::Error;
@@ -14,9 +14,31 @@ pub struct Step<'a> {
     pub(crate) sequences: Vec<Sequence<'a>>,
     /// Tokens of each sequence at `begin`.
     pub(crate) lengths: Vec<u32>,
-    pub(crate) mask: Option<(MaskLayout, View)>,
+    pub(crate) mask: Option<StepMask>,
     /// Steps of the library, one for each attention and set of strides that came: in most models one.
     pub(crate) prepared: Vec<(u64, Layouts, Arc<Prepared>)>,
+}
+
+/// A dense mask, and for whom it is.
+#[derive(Debug)]
+pub(crate) struct StepMask {
+    kind: Mask,
+    dtype: Dtype,
+    layout: MaskLayout,
+    view: View,
+}
+
+impl StepMask {
+    /// That it is what a spec with a dense mask asks for.
+    fn check(&self, spec: &AttentionSpec) -> Result<(), Error> {
+        // Booleans are bytes, whatever the queries are.
+        if self.kind == spec.mask() && (self.kind == Mask::Keep || self.dtype == spec.q_dtype()) {
+            return Ok(());
+        }
+        let [needed, found] = [(spec.mask(), spec.q_dtype()), (self.kind, self.dtype)]
+            .map(|(mask, dtype)| format!("Mask::{mask:?} beside {dtype}"));
+        Err(Error::Tensor { name: "mask", problem: "the step has one for another attention", needed, found })
+    }
 }
 
 /// The library's step, and what its way back needs once it is wanted.
@@ -63,10 +85,13 @@ impl Step<'_> {
             Some(nth) => nth,
             None => {
                 let Layouts { q, out, lse, new_k, new_v } = layouts;
-                let mask = self.mask.as_ref().map(|(layout, _)| *layout);
+                // Layers without a dense mask share the step of those that have one.
+                let given = self.mask.as_ref().filter(|_| attention.spec().mask().is_dense());
+                given.map_or(Ok(()), |mask| mask.check(attention.spec()))?;
+                let mask = given.map(|mask| mask.layout);
                 let batch = Batch { sequences: &self.sequences, q, out, lse, new_k, new_v, mask };
                 let step = attention.inner().prepare(attention.queue(), cache, &batch)?;
-                if let Some((_, view)) = &self.mask {
+                if let Some(StepMask { view, .. }) = given {
                     // Submitted apart: whatever becomes of this call, the step has its mask.
                     let mut encoder = attention.encoder();
                     attention.inner().mask(&mut encoder, &step, view.binding())?;
@@ -139,7 +164,7 @@ impl Step<'_> {
             token_stride: stride(2),
             key_stride: stride(3),
         };
-        self.mask = Some((layout, view));
+        self.mask = Some(StepMask { kind: spec.mask(), dtype: spec.q_dtype(), layout, view });
         // Steps that were prepared without it.
         self.prepared.clear();
         Ok(())

@@ -201,7 +201,17 @@ impl Saved {
         };
         let gradients = [like(&self.q.shape), like(&self.k), like(&self.v)];
         let [dq, dk, dv] = &gradients;
-        let written = |name, x: &Tensor<3>| attention.dense(name, x.clone());
+        // A copy of one that is not dense would be written, and the gradient lost.
+        let written = |name, x: &Tensor<3>| {
+            let view = attention.view(name, x.clone())?;
+            match view.is_dense() {
+                true => Ok(view),
+                false => {
+                    let (needed, found) = ("dense rows".to_owned(), format!("strides of {:?}", view.strides));
+                    Err(Error::Tensor { name, problem: "Burn's new tensor", needed, found })
+                }
+            }
+        };
         let (dq, dk, dv) = (written("dq", dq)?, written("dk", dk)?, written("dv", dv)?);
         let d_sinks = match spec.sinks() {
             true => Some(attention.f32s("d_sinks", [1, 1, spec.q_heads() as usize], &device)?),

@@ -167,6 +167,28 @@ fn a_failed_call_keeps_the_mask() {
     assert_eq!(cache.len(id).unwrap(), 0);
 }
 
+/// A step's mask is for the layers that ask for such a one: others go without, or are refused.
+#[test]
+fn a_mask_is_not_taken_for_another() {
+    let (device, setup) = open();
+    let with = |mask| {
+        let spec = spec().to_builder().mask(mask).build().unwrap();
+        GqaAttention::new(&setup, spec).unwrap()
+    };
+    let [added, kept, none] = [Mask::Add, Mask::Keep, Mask::None].map(with);
+    let shape = CacheShape { layers: 1, sequences: 1, capacity: 8 };
+    let mut cache = KvCache::new(&setup.device, added.spec(), shape).unwrap();
+    let id = cache.open().unwrap();
+    let mut step = added.begin(&mut cache, &[Sequence::new(id, 5)]).unwrap();
+    added.add_mask(&mut step, random([1, 1, 5, 5], &device)).unwrap();
+    let new = qkv(5, &device);
+    let error = kept.forward(&cache, &mut step, 0, new.clone()).unwrap_err();
+    let needed = "needed Mask::Keep beside f32, found Mask::Add beside f32";
+    assert!(error.to_string().contains(needed), "{error}");
+    let out = none.forward(&cache, &mut step, 0, new.clone()).unwrap();
+    assert_close(&numbers(out), &numbers(expanded(new, causal(5, 5, &device))), 2e-5);
+}
+
 #[test]
 fn layers_of_two_kinds_share_a_step() {
     let (device, setup) = open();

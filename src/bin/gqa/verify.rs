@@ -21,16 +21,16 @@ pub(crate) struct Args {
     #[command(flatten)]
     adapter: AdapterArgs,
     /// Random problems per adapter
-    #[arg(long, value_name = "N", default_value_t = 400)]
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(..1 << 32))]
     count: u64,
     /// Seed of the first problem; a failure prints the seed that repeats it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..1 << 60))]
     seed: u64,
     /// Random problems whose gradients are checked, per adapter
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(..1 << 32))]
     gradients: u64,
     /// Times that each law is checked, per adapter
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(..1 << 32))]
     laws: u64,
 }
 

@@ -255,6 +255,9 @@ pub(crate) fn numbers(tensor: Tensor<2>) -> Result<Vec<f32>> {
 pub(crate) fn perplexity(model: &Model, setup: &WgpuSetup, tokens: &[u32], page: Option<u32>) -> Result<f64> {
     const CHUNK: usize = 512;
     check_context(model, tokens.len())?;
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= model.config.vocabulary) {
+        return Err(format!("token {token} is not in the vocabulary of {}", model.config.vocabulary).into());
+    }
     let mut cache = cache(model, setup, (1, tokens.len() as u32), page)?;
     let id = cache.open()?;
     let (mut sum, mut count) = (0.0, 0);

@@ -88,6 +88,9 @@ impl Checkpoint {
             width: number("hidden_size")? as usize,
             epsilon: number("layer_norm_eps")?,
         };
+        if config.heads == 0 || config.layers == 0 || !config.width.is_multiple_of(config.heads) {
+            return Err(format!("config.json cannot be: {config:?}").into());
+        }
         Ok(Self { config, bytes: read("model.safetensors")? })
     }
 

@@ -125,6 +125,8 @@ pub(super) struct Comparison {
     rows: Vec<Pair>,
     /// Rows of this run that the earlier one lacks.
     unmatched: usize,
+    /// Rows of the earlier run that this one lacks.
+    missing: usize,
 }
 
 impl Comparison {
@@ -155,7 +157,11 @@ pub(super) fn compare(old: &Old, new: &Report) -> Comparison {
     }
     let pairs = || new.rows.iter().filter_map(|row| pair(&old.rows, row));
     let (rows, unmatched) = (pairs().collect::<Vec<_>>(), new.rows.len() - pairs().count());
-    Comparison { warnings, read_ceiling_ratio, fma_ceiling_ratio, rows, unmatched }
+    let missing = old.rows.iter().filter(|old| !new.rows.iter().any(|row| old.is_of(row))).count();
+    if rows.is_empty() {
+        warnings.push("nothing was measured in both runs".to_owned());
+    }
+    Comparison { warnings, read_ceiling_ratio, fma_ceiling_ratio, rows, unmatched, missing }
 }
 
 /// The row and its former self: that of the same section, else of any, since rows are compared within a section first.
@@ -197,9 +203,10 @@ impl std::fmt::Display for Comparison {
         let [slower, faster] = [Verdict::Slower, Verdict::Faster].map(|verdict| self.count(verdict));
         writeln!(
             f,
-            "  {} rows: {slower} slower, {faster} faster; {} rows are not in the earlier run",
+            "  {} rows: {slower} slower, {faster} faster; {} rows are new, {} of the earlier run are missing",
             self.rows.len(),
-            self.unmatched
+            self.unmatched,
+            self.missing
         )
     }
 }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use gqa::profile::{CeilingSamplers, Ceilings, Row, Sampler, Shape, Workload};
-use gqa::verify::{Gpu, Runner, Setup, check, random_problem_of};
+use gqa::profile::{CeilingSamplers, Ceilings, Pass, Row, Sampler, Shape, Workload};
+use gqa::verify::{
+    Gpu, Runner, Setup, check, check_gradients, problem_of_lens, random_output_gradients, random_problem_of,
+};
 use gqa::{Attention, AttentionSpec, Options};
 
 use super::sets::{Group, Section, Set, samples_for};
@@ -76,7 +78,8 @@ pub(super) fn measure(
         if tuned.is_some() && tuned_options.is_none() {
             progress.tell(&format!("not tuned, so as planned: {spec}"));
         }
-        verify(gpu, spec, &tuned_options.clone().unwrap_or_default())?;
+        let shapes: Vec<_> = set.groups.iter().flat_map(|group| &group.shapes).cloned().collect();
+        verify(gpu, spec, &tuned_options.clone().unwrap_or_default(), &shapes)?;
         of_tuned.extend(tuned_options.map(|options| Tuned { spec: spec.to_string(), options }));
     }
     progress.stage("trying ceiling kernels".to_owned());
@@ -203,18 +206,41 @@ impl Run<'_> {
     }
 }
 
-/// Numbers of a kernel that is wrong are worth nothing.
-pub(crate) fn verify(gpu: &Gpu, spec: &AttentionSpec, options: &Options) -> Result<(), Failure> {
+/// Numbers of a kernel that is wrong are worth nothing: random problems of `spec`, and for each of `shapes` of this spec one that takes the
+/// same kernels, several chunks of keys among them.
+pub(crate) fn verify(
+    gpu: &Gpu,
+    spec: &AttentionSpec,
+    options: &Options,
+    shapes: &[Shape],
+) -> Result<(), Failure> {
     let setup = Setup { options: options.clone(), ..Setup::default() };
     let mut runner = Runner::new(gpu, spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?;
-    for seed in 0..CHECKS {
-        let problem = random_problem_of(spec, seed);
-        if let Err(message) = runner.run(&problem).and_then(|output| check(&problem, &output)) {
-            eprintln!(
-                "gqa: nothing was measured, because the kernels are wrong here: {spec:?}, seed {seed}: {message}"
-            );
+    let mut problems: Vec<_> = (0..CHECKS).map(|seed| (random_problem_of(spec, seed), false)).collect();
+    let mut known = Vec::new();
+    for shape in shapes.iter().filter(|shape| shape.spec == *spec) {
+        let (lens, trains) = (lens_to_check(shape), shape.pass == Pass::Backward);
+        if !known.contains(&(lens, trains)) {
+            known.push((lens, trains));
+            problems.push((problem_of_lens(spec, lens), trains));
+        }
+    }
+    for (problem, trains) in problems {
+        let result = match trains {
+            true => check_gradients(&mut runner, &problem, &random_output_gradients(&problem, 0)).map(drop),
+            false => runner.run(&problem).and_then(|output| check(&problem, &output)),
+        };
+        if let Err(message) = result {
+            eprintln!("gqa: nothing was measured, because the kernels are wrong here: {spec:?}: {message}");
             return Err(Failure::Mismatch);
         }
     }
     Ok(())
+}
+
+/// Queries and keys of a problem that takes the kernels of `shape`, and that the reference answers soon.
+fn lens_to_check(shape: &Shape) -> (u32, u32) {
+    // More queries are more tiles; keys beyond are more chunks.
+    let q_len = shape.q_len.min(80);
+    (q_len, shape.kv_len.min(700).max(q_len))
 }

@@ -62,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 8, requires = "serve", value_parser = clap::value_parser!(u32).range(1..=64))]
     answers: u32,
     /// With --serve, slots of a page
-    #[arg(long, value_name = "N", default_value_t = gqa::PagedShape::PAGE, requires = "serve")]
+    #[arg(long, value_name = "N", default_value_t = gqa::PagedShape::PAGE, requires = "serve", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     page: u32,
     /// Run as `gqa tune` found best on this adapter, where it was run for the row's spec
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with = "serve")]
@@ -153,17 +153,26 @@ pub(crate) fn main(args: &Args) -> Result<(), Failure> {
             println!("{json}");
         }
     }
-    if let Some(path) = &args.plot {
+    if let Some(comparison) = &report.comparison {
+        match args.format {
+            Format::Table => print!("\n{comparison}"),
+            // What other programs read is not disturbed.
+            Format::Csv | Format::Json => eprint!("{comparison}"),
+        }
+    }
+    let drawn = args.plot.as_ref().map_or(Ok(()), |path| {
         plot::draw(&report, path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
         eprintln!("drawn: {}", path.display());
+        Ok(())
+    });
+    match &report.comparison {
+        Some(comparison) if comparison.has_regressions() => {
+            // The exit code tells one thing, and this is the graver.
+            drawn.unwrap_or_else(|e| eprintln!("gqa: {e}"));
+            Err(Failure::Slower)
+        }
+        _ => drawn,
     }
-    let Some(comparison) = &report.comparison else { return Ok(()) };
-    match args.format {
-        Format::Table => print!("\n{comparison}"),
-        // What other programs read is not disturbed.
-        Format::Csv | Format::Json => eprint!("{comparison}"),
-    }
-    if comparison.has_regressions() { Err(Failure::Slower) } else { Ok(()) }
 }
 
 /// What to measure: the shape asked for, or a set.

@@ -1,6 +1,6 @@
 //! `gqa bench --serve`: a server's mixed batch, at once and sequence by sequence.
 
-use gqa::profile::{ServeReport, ServeShape, serve};
+use gqa::profile::{Pass, ServeReport, ServeShape, Shape, serve};
 use gqa::verify::Gpu;
 use indicatif::ProgressBar;
 
@@ -32,7 +32,8 @@ pub(super) fn main(gpu: &Gpu, args: &Args) -> Result<(), Failure> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     bar.set_message("verifying");
-    verify(gpu, &spec, &gqa::Options::default())?;
+    let shape = |q_len, kv_len| Shape { spec: spec.clone(), q_len, kv_len, batch: 1, pass: Pass::Infer };
+    verify(gpu, &spec, &gqa::Options::default(), &[shape(1, 8000), shape(512, 1024)])?;
     let measure = |answers| {
         bar.set_message(format!(
             "serving {answers} answers a prompt, {} times in three manners",

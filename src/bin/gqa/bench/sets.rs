@@ -138,7 +138,9 @@ impl Set {
 
         let mut storages = Vec::new();
         let plain = Dtype::ALL.map(|dtype| (dtype, spec.rotate));
-        for (dtype, rotate) in plain.into_iter().chain([(Dtype::Q4, true)]) {
+        // Values that lie in keys are not rotated.
+        let rotated = Some((Dtype::Q4, true)).filter(|_| !spec.v_in_k);
+        for (dtype, rotate) in plain.into_iter().chain(rotated) {
             let of_dtype = SpecArgs { kv_dtype: dtype, v_dtype: None, rotate, ..spec.clone() };
             let shape = Shape { spec: of_dtype.build((32, 8), true)?, ..shape(1, CONTEXT, 1) };
             if !storages.contains(&shape) {

@@ -143,7 +143,10 @@ fn backward(rows: &[&Row]) -> Option<Finding> {
         return None;
     }
     let each: Vec<_> = values.iter().map(|(shape, times)| format!("{shape} {times:.2} x")).collect();
-    let text = format!("backward over forward (2.5 x the operations): {}", each.join(", "));
+    let text = format!(
+        "backward over forward (2.5 x the operations, where keys and values are of one length): {}",
+        each.join(", ")
+    );
     Some(Finding::new("backward", text, values))
 }
 

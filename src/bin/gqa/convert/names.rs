@@ -114,11 +114,14 @@ impl Family {
     /// What a tensor of this name is, if it has KV heads.
     ///
     /// # Errors
-    /// Says what is wrong with something that belongs to such a projection and is neither weight nor bias.
+    /// Says what is wrong with something that belongs to such a projection and is neither weight nor bias, or has heads that are not pooled.
     pub(super) fn target(self, name: &str) -> Result<Option<Target>, String> {
         let (prefix, layers) = self.layers();
         let layer = name.strip_prefix(prefix).unwrap_or(name).strip_prefix(layers);
         let Some((layer, rest)) = layer.and_then(|rest| rest.split_once('.')) else { return Ok(None) };
+        if matches!(self, Self::Bert) && rest.starts_with("crossattention.") {
+            return Err("belongs to cross-attention, whose heads are not pooled".to_owned());
+        }
         let part =
             |(module, makes): &(&str, Makes)| Some((*makes, rest.strip_prefix(*module)?.strip_prefix('.')?));
         let Some((makes, leaf)) = self.modules().iter().find_map(part) else { return Ok(None) };

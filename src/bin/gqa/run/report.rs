@@ -42,7 +42,7 @@ pub(super) struct Report {
     pub(super) file: String,
     pub(super) adapter: Option<String>,
     pub(super) status: Status,
-    /// Why there are no figures.
+    /// Why there are no figures, or what is wrong beyond them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
     #[serde(flatten)]
@@ -118,6 +118,7 @@ impl std::fmt::Display for Report {
         }
         write!(f, ": {}", self.reason.as_deref().unwrap_or_default())?;
         let Some(Figures { dtype, kv_dtype, expected, out, lse }) = &self.figures else { return Ok(()) };
+        f.write_str(if self.reason.is_some() { "; " } else { "" })?;
         let checks = [("out", out), ("lse", lse)];
         for (name, check) in checks.iter().filter_map(|(name, check)| Some((name, check.as_ref()?))) {
             write!(f, "{name} {check}, ")?;

@@ -192,7 +192,7 @@ impl<'a> Search<'a> {
         for (nth, trial) in trials.iter().enumerate() {
             self.progress.now(format!("compiling and verifying {}", trial.name));
             let spec = &self.shapes[0].spec;
-            verify(self.gpu, spec, &trial.options)?;
+            verify(self.gpu, spec, &trial.options, &self.shapes)?;
             let attention = Attention::new(&self.gpu.device, spec.clone(), trial.options.clone());
             let attention = Arc::new(attention.map_err(|e| Failure::Usage(e.to_string()))?);
             for (of_shape, shape) in self.shapes.iter().enumerate().filter(|(at, _)| judges[*at]) {

@@ -141,8 +141,8 @@ impl Store {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
         let new = path.with_extension(format!("json.{}", std::process::id()));
-        std::fs::write(&new, self.json()? + "\n").map_err(failed)?;
-        std::fs::rename(&new, path).map_err(|e| {
+        let written = std::fs::write(&new, self.json()? + "\n").and_then(|()| std::fs::rename(&new, path));
+        written.map_err(|e| {
             let _ = std::fs::remove_file(&new);
             failed(e)
         })
