@@ -296,6 +296,21 @@ mod tests {
                 "kv_dtype": "f16", "median_s": 0.01, "min_s": 0.009, "bytes": 1, "flops": 1, "ceiling": "read", "fraction": 0.7,
                 "kv_bytes_per_token": 4096}]}"#;
         let comparison = compare(&serde_json::from_str(text).unwrap(), &report(0.01));
-        assert_eq!((comparison.rows.len(), comparison.unmatched), (2, 1));
+        assert_eq!((comparison.rows.len(), comparison.unmatched, comparison.missing), (2, 1, 0));
+    }
+
+    #[test]
+    fn what_was_not_measured_again_is_told() {
+        let mut new = report(0.01);
+        new.rows.retain(|row| row.section == "prefill");
+        let comparison = compare(&old(&report(0.01)), &new);
+        assert_eq!((comparison.rows.len(), comparison.missing), (1, 2));
+        assert!(
+            comparison.to_string().contains("0 rows are new, 2 of the earlier run are missing"),
+            "{comparison}"
+        );
+        new.rows.iter_mut().for_each(|row| row.head_dim += 1);
+        let comparison = compare(&old(&report(0.01)), &new);
+        assert!(comparison.warnings.iter().any(|w| w == "nothing was measured in both runs"), "{comparison}");
     }
 }

@@ -196,6 +196,8 @@ mod tests {
         let packed = Family::Llama.target("model.layers.3.self_attn.k_proj.qweight");
         assert!(packed.unwrap_err().contains("`qweight`"));
         assert!(Family::Llama.target("model.layers.x.self_attn.k_proj.weight").is_err());
+        let cross = Family::Bert.target("bert.encoder.layer.7.crossattention.self.key.weight");
+        assert!(cross.unwrap_err().contains("cross-attention"));
     }
 
     #[test]
