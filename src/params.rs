@@ -231,7 +231,7 @@ pub struct LoopPatch {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct LoopSequence {
-    /// Tokens that it has at least: pages in front may be shared with forks, or given back.
+    /// Its length when the loop was prepared, and the least that counts: pages in front may be shared with forks, or given back.
     pub least: u32,
     /// Tokens that it may have before a step.
     pub room: u32,

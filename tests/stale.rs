@@ -116,7 +116,8 @@ fn what_moves_nothing_of_it_is_nothing_to_a_step() {
     server.cache.close(other).unwrap();
     // Of its own sequence: nothing that takes a place away.
     server.cache.truncate(own, 101).unwrap();
-    server.cache.evict(own, 1).unwrap();
+    // A token that the step sees, but no page.
+    server.cache.evict(own, 72).unwrap();
     assert_eq!(server.cache.defragment(&mut encoder).unwrap(), 0);
     assert_eq!(server.uses(&step), [(); 3].map(Ok));
 }

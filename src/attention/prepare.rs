@@ -21,8 +21,9 @@ impl Attention {
         Step::new(self.maker(queue, &layers, (kind.0, &kind.1)), batch, host)
     }
 
-    /// Prepares another batch in the memory of a step, allocating only where it has never been as large (on the host, where two batches take
-    /// turns, than either of the last two): for servers, whose batches come one after the other. Submit what was recorded with the step before.
+    /// Prepares another batch in the memory of a step, allocating only where it has never been as large: for servers, whose batches come one
+    /// after the other. (On the host two memories take turns, so what is larger than ever allocates twice.) Submit what was recorded with the
+    /// step before.
     ///
     /// Bindings stay good as long as they can ([`Bindings::fit`](crate::Bindings::fit)); then [`Self::dispatch`] refuses them. Tensors must reach as far as the largest batch
     /// that the step has held in the same memory. After an error the step is as before.

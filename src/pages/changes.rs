@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::Error;
 
-/// For each pool and sequence of a cache, how often the sequence has given pages of the pool back, or got others in their stead: shared
-/// with the steps that know its pages.
+/// For each pool and sequence of a cache, how often the sequence has given pages of the pool back, got others in their stead, or
+/// forgotten tokens: shared with the steps that know its pages.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Changes {
     counts: Arc<[AtomicU32]>,

@@ -58,7 +58,8 @@ impl Candidate<'_> {
 }
 
 impl<'a> CeilingSamplers<'a> {
-    /// Tries every ceiling kernel, 30 that read (34 with 64-bit integers) and 18 that compute, and keeps the fastest.
+    /// Tries every ceiling kernel, 30 that read (34 with 64-bit integers) and 18 that compute, as far as workgroups may be as large, and keeps
+    /// the fastest.
     ///
     /// # Errors
     /// When the device is lost.

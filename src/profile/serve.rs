@@ -209,7 +209,7 @@ pub fn serve(gpu: &Gpu, shape: &ServeShape, samples: usize) -> Result<ServeRepor
     let mut contiguous = Serve::new(gpu, shape, false).map_err(text)?;
     let (mut batched, mut alone, mut dense) = (Vec::new(), Vec::new(), Vec::new());
     for sample in 0..=samples {
-        // Each goes first, in the middle and last by turns: a run finds in caches what the one before has left.
+        // Each goes first by turns; what the processor's caches hold of the run before still differs a little from manner to manner.
         for at in 0..3 {
             let (serve, manner, times) = match (sample + at) % 3 {
                 0 => (&mut paged, Manner::Batched, &mut batched),

@@ -32,11 +32,14 @@ impl StepMask {
     /// That it is what a spec with a dense mask asks for.
     fn check(&self, spec: &AttentionSpec) -> Result<(), Error> {
         // Booleans are bytes, whatever the queries are.
-        if self.kind == spec.mask() && (self.kind == Mask::Keep || self.dtype == spec.q_dtype()) {
+        let is_typed = self.kind == Mask::Keep || self.dtype == spec.q_dtype();
+        let heads = self.view.shape[1];
+        if self.kind == spec.mask() && is_typed && [1, spec.q_heads() as usize].contains(&heads) {
             return Ok(());
         }
-        let [needed, found] = [(spec.mask(), spec.q_dtype()), (self.kind, self.dtype)]
-            .map(|(mask, dtype)| format!("Mask::{mask:?} beside {dtype}"));
+        let [needed, found] =
+            [(spec.mask(), spec.q_dtype(), spec.q_heads() as usize), (self.kind, self.dtype, heads)]
+                .map(|(mask, dtype, heads)| format!("Mask::{mask:?} beside {dtype}, of {heads} heads"));
         Err(Error::Tensor { name: "mask", problem: "the step has one for another attention", needed, found })
     }
 }

@@ -183,10 +183,16 @@ fn a_mask_is_not_taken_for_another() {
     added.add_mask(&mut step, random([1, 1, 5, 5], &device)).unwrap();
     let new = qkv(5, &device);
     let error = kept.forward(&cache, &mut step, 0, new.clone()).unwrap_err();
-    let needed = "needed Mask::Keep beside f32, found Mask::Add beside f32";
+    let needed = "needed Mask::Keep beside f32, of 6 heads, found Mask::Add beside f32, of 1 heads";
     assert!(error.to_string().contains(needed), "{error}");
     let out = none.forward(&cache, &mut step, 0, new.clone()).unwrap();
     assert_close(&numbers(out), &numbers(expanded(new, causal(5, 5, &device))), 2e-5);
+    let wide = AttentionSpec::builder(2 * HEADS as u32, 2, DIM as u32).mask(Mask::Add).build().unwrap();
+    let wide = GqaAttention::new(&setup, wide).unwrap();
+    let mut other = wide.begin(&mut cache, &[Sequence::new(id, 3)]).unwrap();
+    wide.add_mask(&mut other, random([1, 2 * HEADS, 3, 8], &device)).unwrap();
+    let error = added.forward(&cache, &mut other, 0, qkv(3, &device));
+    assert!(error.unwrap_err().to_string().contains("of 12 heads"));
 }
 
 #[test]

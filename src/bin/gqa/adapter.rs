@@ -9,8 +9,8 @@ use crate::Failure;
 /// Which adapter a command runs on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AdapterArgs {
-    /// Adapter by index or by part of its name (`gqa info` lists them), or `all` where a command takes several. Default:
-    /// $WGPU_ADAPTER_NAME, else the best
+    /// Adapter by index or by part of its name (`gqa info` lists them; of numbers a whole one, e.g. 4090), or `all` where a command takes
+    /// several. Default: $WGPU_ADAPTER_NAME, else the best
     #[arg(long, value_name = "INDEX|NAME|all")]
     adapter: Option<AdapterChoice>,
 }

@@ -89,7 +89,7 @@ impl Checkpoint {
             epsilon: number("layer_norm_eps")?,
         };
         if config.heads == 0 || config.layers == 0 || !config.width.is_multiple_of(config.heads) {
-            return Err(format!("config.json cannot be: {config:?}").into());
+            return Err(format!("there must be layers, and heads must divide hidden_size: {config:?}").into());
         }
         Ok(Self { config, bytes: read("model.safetensors")? })
     }

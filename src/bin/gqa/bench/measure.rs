@@ -65,7 +65,8 @@ pub(super) fn measure(
     let options = |spec: &AttentionSpec| tuned.and_then(|store| store.options(gpu, spec));
     let mut progress = Progress::new(set.rows(), "rows");
     let mut specs: Vec<&AttentionSpec> = Vec::new();
-    for shape in set.groups.iter().flat_map(|group| &group.shapes) {
+    let shapes: Vec<_> = set.groups.iter().flat_map(|group| &group.shapes).cloned().collect();
+    for shape in &shapes {
         if !specs.contains(&&shape.spec) {
             specs.push(&shape.spec);
         }
@@ -78,7 +79,6 @@ pub(super) fn measure(
         if tuned.is_some() && tuned_options.is_none() {
             progress.tell(&format!("not tuned, so as planned: {spec}"));
         }
-        let shapes: Vec<_> = set.groups.iter().flat_map(|group| &group.shapes).cloned().collect();
         verify(gpu, spec, &tuned_options.clone().unwrap_or_default(), &shapes)?;
         of_tuned.extend(tuned_options.map(|options| Tuned { spec: spec.to_string(), options }));
     }
@@ -206,8 +206,8 @@ impl Run<'_> {
     }
 }
 
-/// Numbers of a kernel that is wrong are worth nothing: random problems of `spec`, and for each of `shapes` of this spec one that takes the
-/// same kernels, several chunks of keys among them.
+/// Numbers of a kernel that is wrong are worth nothing: random problems of `spec`, and for each of `shapes` of this spec two that take its
+/// kernels, on keys that are cut into chunks where the adapter has room for several, and on keys that are not.
 pub(crate) fn verify(
     gpu: &Gpu,
     spec: &AttentionSpec,
@@ -216,31 +216,61 @@ pub(crate) fn verify(
 ) -> Result<(), Failure> {
     let setup = Setup { options: options.clone(), ..Setup::default() };
     let mut runner = Runner::new(gpu, spec, &setup).map_err(|e| Failure::Adapter(e.to_string()))?;
-    let mut problems: Vec<_> = (0..CHECKS).map(|seed| (random_problem_of(spec, seed), false)).collect();
+    let wrong = |what: String, message: String| {
+        eprintln!(
+            "gqa: nothing was measured, because the kernels are wrong here: {spec:?}, {what}: {message}"
+        );
+        Failure::Mismatch
+    };
+    for seed in 0..CHECKS {
+        let problem = random_problem_of(spec, seed);
+        let result = runner.run(&problem).and_then(|output| check(&problem, &output));
+        result.map_err(|message| wrong(format!("seed {seed}"), message))?;
+    }
+    // What does not train is left out when its workload is made.
+    let trains = runner.attention().plan().backward().is_ok();
     let mut known = Vec::new();
     for shape in shapes.iter().filter(|shape| shape.spec == *spec) {
-        let (lens, trains) = (lens_to_check(shape), shape.pass == Pass::Backward);
-        if !known.contains(&(lens, trains)) {
-            known.push((lens, trains));
-            problems.push((problem_of_lens(spec, lens), trains));
-        }
-    }
-    for (problem, trains) in problems {
-        let result = match trains {
-            true => check_gradients(&mut runner, &problem, &random_output_gradients(&problem, 0)).map(drop),
-            false => runner.run(&problem).and_then(|output| check(&problem, &output)),
-        };
-        if let Err(message) = result {
-            eprintln!("gqa: nothing was measured, because the kernels are wrong here: {spec:?}: {message}");
-            return Err(Failure::Mismatch);
+        for lens in lens_to_check(shape) {
+            let this = (lens, shape.pass == Pass::Backward && trains);
+            if known.contains(&this) {
+                continue;
+            }
+            known.push(this);
+            let problem = problem_of_lens(spec, lens);
+            let result = match this.1 {
+                true => {
+                    check_gradients(&mut runner, &problem, &random_output_gradients(&problem, 0)).map(drop)
+                }
+                false => runner.run(&problem).and_then(|output| check(&problem, &output)),
+            };
+            result.map_err(|message| wrong(format!("{} queries on {} keys", lens.0, lens.1), message))?;
         }
     }
     Ok(())
 }
 
-/// Queries and keys of a problem that takes the kernels of `shape`, and that the reference answers soon.
-fn lens_to_check(shape: &Shape) -> (u32, u32) {
-    // More queries are more tiles; keys beyond are more chunks.
-    let q_len = shape.q_len.min(80);
-    (q_len, shape.kv_len.min(700).max(q_len))
+/// Queries and keys of problems that take the kernels of `shape`, and that the reference answers soon: more queries are more tiles, more
+/// keys are more chunks.
+fn lens_to_check(shape: &Shape) -> [(u32, u32); 2] {
+    let q_len = shape.q_len.min(160 / shape.spec.group() + 2).min(80);
+    [700, 64].map(|most| (q_len, shape.kv_len.min(most)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_are_as_small_as_tell_the_kernels() {
+        let lens = |heads: (u32, u32), q_len, kv_len| {
+            let spec = AttentionSpec::builder(heads.0, heads.1, 64).build().unwrap();
+            lens_to_check(&Shape { spec, q_len, kv_len, batch: 3, pass: Pass::Infer })
+        };
+        assert_eq!(lens((32, 8), 1, 16_384), [(1, 700), (1, 64)]);
+        assert_eq!(lens((32, 32), 1024, 1024), [(80, 700), (80, 64)]);
+        assert_eq!(lens((32, 8), 16, 8), [(16, 8), (16, 8)]);
+        // A hundred rows of each token: three tokens are many tiles.
+        assert_eq!(lens((128, 1), 4096, 4096), [(3, 700), (3, 64)]);
+    }
 }

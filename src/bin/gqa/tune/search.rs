@@ -68,6 +68,8 @@ pub(super) struct Search<'a> {
     shapes: [Shape; 2],
     samples: usize,
     progress: Progress,
+    /// Options that were found right.
+    verified: Vec<Options>,
 }
 
 /// What a choice is of: its name, which shapes judge it, and its alternatives to what was chosen before.
@@ -110,7 +112,8 @@ fn fills(base: &Options, plan: &Plan) -> Vec<(String, Options)> {
 
 impl<'a> Search<'a> {
     pub(super) fn new(gpu: &'a Gpu, shapes: [Shape; 2], samples: usize) -> Self {
-        Self { gpu, shapes, samples, progress: Progress::new(CHOICES.len() + 1, "choices") }
+        let progress = Progress::new(CHOICES.len() + 1, "choices");
+        Self { gpu, shapes, samples, progress, verified: Vec::new() }
     }
 
     /// Makes all choices, then measures planned against tuned.
@@ -187,12 +190,15 @@ impl<'a> Search<'a> {
     }
 
     /// Times `trials` in turns, and marks the one to go on with: the first, unless another is clearly faster.
-    fn judge(&self, mut trials: Vec<Trial>, judges: [bool; 2]) -> Result<Vec<Trial>, Failure> {
+    fn judge(&mut self, mut trials: Vec<Trial>, judges: [bool; 2]) -> Result<Vec<Trial>, Failure> {
         let mut workloads = Vec::new();
         for (nth, trial) in trials.iter().enumerate() {
             self.progress.now(format!("compiling and verifying {}", trial.name));
             let spec = &self.shapes[0].spec;
-            verify(self.gpu, spec, &trial.options, &self.shapes)?;
+            if !self.verified.contains(&trial.options) {
+                verify(self.gpu, spec, &trial.options, &self.shapes)?;
+                self.verified.push(trial.options.clone());
+            }
             let attention = Attention::new(&self.gpu.device, spec.clone(), trial.options.clone());
             let attention = Arc::new(attention.map_err(|e| Failure::Usage(e.to_string()))?);
             for (of_shape, shape) in self.shapes.iter().enumerate().filter(|(at, _)| judges[*at]) {
