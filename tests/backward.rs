@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{FAMILIES, gpus, on_each, problem, with};
+use common::{FAMILIES, backward_io, gpus, on_each, problem, with};
 use gqa::shader::Kernel;
 use gqa::verify::{
     Arrangement, PER_SPEC, Problem, ProblemMask, ProblemSequence, Runner, Weights, check_gradients,
@@ -234,16 +234,7 @@ fn gradients_of_sinks_pass_over_gaps() {
             attention.append(&mut encoder, &step, 0, NewKv { k: whole(&k), v: whole(&v) }).unwrap();
             let io = Io { q: whole(&q), out: whole(&out), lse: Some(whole(&lse)) };
             attention.record(&mut encoder, &step, 0, io).unwrap();
-            let io = BackwardIo {
-                q: whole(&q),
-                out: whole(&out),
-                lse: whole(&lse),
-                d_out: whole(&d_out),
-                dq: whole(&dq),
-                dk: whole(&dk),
-                dv: whole(&dv),
-                d_sinks: Some(whole(&d_sinks)),
-            };
+            let io = backward_io([&q, &out, &lse, &d_out, &dq, &dk, &dv], Some(&d_sinks));
             attention.backward(&mut encoder, (&step, &gradients), 0, io).unwrap();
             gpu.finish(encoder).unwrap();
             let found: Vec<f32> = bytemuck::pod_collect_to_vec(&gpu.download(&d_sinks).unwrap());

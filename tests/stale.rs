@@ -1,9 +1,12 @@
 //! Steps whose sequences have moved on are refused, and a refused batch leaves a step what it was.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
+use common::backward_io;
 use gqa::{
-    Attention, AttentionSpec, BackwardIo, Batch, CacheShape, Error, Io, KvCache, Layout, NewKv, Options,
-    PagedShape, Sequence, SequenceId, Step,
+    Attention, AttentionSpec, Batch, CacheShape, Error, Io, KvCache, Layout, NewKv, Options, PagedShape,
+    Sequence, SequenceId, Step,
 };
 
 fn device() -> (wgpu::Device, wgpu::Queue) {
@@ -232,17 +235,7 @@ fn a_refused_batch_leaves_the_gradients_of_the_one_before() {
     let [q, out, d_out, dq] = [(); 4].map(|()| tensor(&device, 4 * 96));
     let [dk, dv] = [(); 2].map(|()| tensor(&device, 4 * 32));
     let lse = tensor(&device, 4 * 6);
-    let whole = wgpu::Buffer::as_entire_buffer_binding;
-    let io = BackwardIo {
-        q: whole(&q),
-        out: whole(&out),
-        lse: whole(&lse),
-        d_out: whole(&d_out),
-        dq: whole(&dq),
-        dk: whole(&dk),
-        dv: whole(&dv),
-        d_sinks: None,
-    };
+    let io = backward_io([&q, &out, &lse, &d_out, &dq, &dk, &dv], None);
     assert_eq!(attention.backward(&mut encoder, (&step, &gradients), 0, io.clone()), Ok(()));
     cache.truncate(id, 3).unwrap();
     let stale = attention.backward(&mut encoder, (&step, &gradients), 0, io);

@@ -2,6 +2,7 @@
 
 use super::Attention;
 use super::io::check_together;
+use crate::batch::shared_token;
 use crate::cache::Shard;
 use crate::device::{create_buffer, create_filled};
 use crate::error::Error;
@@ -90,12 +91,11 @@ fn check_written(step: &Step, spec: &AttentionSpec) -> Result<(), Error> {
 fn check_new_apart(input: &StepInput) -> Result<(), Error> {
     let mut spans: Vec<_> =
         input.appends.iter().filter(|new| new.len > 0).map(|new| (new.token, new.token + new.len)).collect();
-    spans.sort_unstable();
-    match spans.windows(2).find(|pair| pair[1].0 < pair[0].1) {
-        Some(pair) => {
+    match shared_token(&mut spans) {
+        Some(token) => {
             let needed =
                 "another sequence takes the same new token: give each its own, and add up their gradients";
-            Err(Error::field("sequence.new_token", pair[1].0, needed))
+            Err(Error::field("sequence.new_token", token, needed))
         }
         None => Ok(()),
     }
@@ -120,7 +120,7 @@ impl Attention {
     /// [`Error::StaleStep`]; [`Error::Limit`] for a batch beyond the device's limits, [`Error::OutOfMemory`], [`Error::Shader`].
     pub fn prepare_backward(&self, step: &Step) -> Result<BackwardStep, Error> {
         self.check_step(step)?;
-        step.host.resolved.known.check()?;
+        step.host.resolved.changes.check()?;
         if step.resident.is_some() {
             return Err(Error::field(
                 "step",

@@ -322,7 +322,7 @@ impl Attention {
         bindings: &Bindings,
     ) -> Result<(), Error> {
         self.check_step(step)?;
-        step.host.resolved.known.check()?;
+        step.host.resolved.changes.check()?;
         if !bindings.fit(step) {
             return Err(Error::StaleBindings);
         }
@@ -390,7 +390,7 @@ impl Attention {
 
     fn layer<'a>(&self, step: &'a Step, layer: u32) -> Result<&'a Layer, Error> {
         self.check_step(step)?;
-        step.host.resolved.known.check()?;
+        step.host.resolved.changes.check()?;
         let layers = step.layers.len() as u32;
         let found = step.layers.get(layer as usize).ok_or(Error::NoSuchLayer { layer, layers })?;
         match found.kind == step.kind {

@@ -134,7 +134,7 @@ impl Attention {
         lengths: wgpu::BufferBinding<'_>,
     ) -> Result<(), Error> {
         self.check_step(step)?;
-        step.host.resolved.known.check()?;
+        step.host.resolved.changes.check()?;
         let Some(resident) = &step.resident else {
             return Err(Error::field(
                 "step",

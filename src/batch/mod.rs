@@ -9,7 +9,7 @@ use crate::layout::Layout;
 use crate::pages::SequenceId;
 use crate::spec::{AttentionSpec, MaskLayout};
 
-pub(crate) use resolve::{Pool, Resolved};
+pub(crate) use resolve::{Pool, Resolved, shared_token};
 
 /// One sequence of a [`Batch`]: a prefill, a decode, a chunk of a prefill or nothing at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -29,8 +29,8 @@ pub(crate) struct Resolved {
     pub(crate) tokens: u32,
     /// Tokens that `new_k` and `new_v` reach.
     pub(crate) new_tokens: u32,
-    /// That the sequences lie where they lay.
-    pub(crate) known: KnownChanges,
+    /// What was known of the cache's changes: whether the sequences still lie where they lay.
+    pub(crate) changes: KnownChanges,
     /// Scratch: whether a sequence has been named, who may share keys, which output tokens are taken.
     seen: Vec<bool>,
     candidates: Vec<Candidate>,
@@ -44,6 +44,12 @@ pub(crate) struct Pool<'a> {
     pub(crate) index: usize,
     /// Whether sequences count as long as they can become: for loops on the GPU.
     pub(crate) reserved: bool,
+}
+
+/// The first token that lies in two of these spans, none of which is empty.
+pub(crate) fn shared_token(spans: &mut [(u32, u32)]) -> Option<u32> {
+    spans.sort_unstable();
+    spans.windows(2).find(|pair| pair[1].0 < pair[0].1).map(|pair| pair[1].0)
 }
 
 /// A count of something, below [`MAX_COUNT`].
@@ -63,7 +69,7 @@ impl Batch<'_> {
             return Err(Error::field("batch.mask", found, "it goes with a spec whose mask is Keep or Add"));
         }
         resolved.clear(pool.table);
-        resolved.known.begin(pool.table.changes(), pool.index);
+        resolved.changes.begin(pool.table.changes(), pool.index);
         let (mut next, mut next_new) = (0, 0);
         for (nth, s) in self.sequences.iter().enumerate() {
             let len = pool.table.len(s.id)?;
@@ -76,7 +82,7 @@ impl Batch<'_> {
             if std::mem::replace(&mut resolved.seen[index as usize], true) {
                 return Err(Error::RepeatedSequence { sequence: index });
             }
-            resolved.known.learn(index);
+            resolved.changes.learn(index);
             if s.new_len > most_new {
                 let needed = match pool.reserved {
                     true => format!(
@@ -358,11 +364,10 @@ impl Resolved {
         self.spans.clear();
         let queries = self.input.sequences.iter().filter(|s| s.q_len > 0);
         self.spans.extend(queries.map(|s| (s.token, s.token + s.q_len)));
-        self.spans.sort_unstable();
-        match self.spans.windows(2).find(|pair| pair[1].0 < pair[0].1) {
-            Some(pair) => {
-                let needed = format!("token {} is an output of another sequence already", pair[1].0);
-                Err(Error::field("sequence.token", pair[1].0, needed))
+        match shared_token(&mut self.spans) {
+            Some(token) => {
+                let needed = format!("token {token} is an output of another sequence already");
+                Err(Error::field("sequence.token", token, needed))
             }
             None => Ok(()),
         }

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use gqa::verify::{Gpu, Problem, ProblemSequence, Setup, adapters, random_problem_of};
-use gqa::{AttentionSpec, Family, Options};
+use gqa::{AttentionSpec, BackwardIo, Family, Options};
 
 /// Both families where the adapter has both, checked and not.
 pub(crate) const FAMILIES: [Family; 2] = [Family::Auto, Family::Portable];
@@ -21,6 +21,24 @@ pub(crate) fn on_each<T: Send>(all: Vec<T>, check: impl Fn(T) + Sync) {
             scope.spawn(move || check(item));
         }
     });
+}
+
+/// Whole buffers as what the way back reads and writes.
+pub(crate) fn backward_io<'a>(
+    [q, out, lse, d_out, dq, dk, dv]: [&'a wgpu::Buffer; 7],
+    d_sinks: Option<&'a wgpu::Buffer>,
+) -> BackwardIo<'a> {
+    let whole = wgpu::Buffer::as_entire_buffer_binding;
+    BackwardIo {
+        q: whole(q),
+        out: whole(out),
+        lse: whole(lse),
+        d_out: whole(d_out),
+        dq: whole(dq),
+        dk: whole(dk),
+        dv: whole(dv),
+        d_sinks: d_sinks.map(whole),
+    }
 }
 
 pub(crate) fn with(family: Family) -> Setup {
