@@ -277,3 +277,19 @@ fn a_table_beyond_a_uniform_binding_is_refused() {
 fn grow(device: &wgpu::Device, cache: &mut KvCache, growth: &[(SequenceId, u32)]) -> Result<(), Error> {
     cache.extend(&mut device.create_command_encoder(&Default::default()), growth)
 }
+
+/// wgpu answers a buffer that is too large with an error that nobody catches.
+#[test]
+fn a_buffer_beyond_the_device() {
+    let required_limits = wgpu::Limits { max_buffer_size: 1 << 20, ..Default::default() };
+    let (device, _queue) =
+        wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });
+    let spec = AttentionSpec::builder(1, 1, 64).build().unwrap();
+    // Keys fit, twice their page, which copies wait in, does not.
+    let shape = CacheShape { layers: 1, sequences: 1, capacity: 3000 };
+    let mut cache = KvCache::new(&device, &spec, shape).unwrap();
+    let id = cache.open().unwrap();
+    let refused = cache.fork(id).unwrap_err();
+    assert!(matches!(refused, Error::Limit { limit: "max_buffer_size", .. }), "{refused}");
+    assert_eq!(cache.usage().open, 1);
+}
