@@ -129,7 +129,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, invocation: Invocation) {
             workgroupBarrier();
             if v_team == 0u {
                 // A bound that no compiler knows: short heads have up to 63 turns here, and written out they take Mesa ten seconds.
-                let teams = select(V_TEAMS, 1u, work.params.slots == 0u);
+                let teams = V_TEAMS + work.params.zero;
                 for (var t = 1u; t < teams; t++) {
                     o[r] += merge_o[t * V4 + column];
                     d[r] += merge_d[t];

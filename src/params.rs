@@ -60,6 +60,8 @@ pub struct Params {
     pub maps: u32,
     /// Query tokens of the step.
     pub tokens: u32,
+    /// Always 0, which compilers do not know: what it is added to, or joined with, they can neither foresee nor narrow.
+    pub zero: u32,
 }
 
 /// A tile of rows and a chunk of keys of one sequence, for every KV head: what one workgroup walks.

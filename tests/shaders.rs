@@ -27,6 +27,7 @@ fn adapters() -> Vec<Caps> {
         Caps { subgroup: Some((16, 32)), f16: true, cooperative_matrix: true, ..gpu.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, ..software.clone() },
         Caps { subgroup: Some((8, 8)), f16: true, int64: true, vector_registers: 32, ..software.clone() },
+        Caps { subgroup: Some((8, 8)), f16: true, int64: true, ..software.clone() },
         Caps { subgroup: Some((4, 4)), unpack_f16: false, ..software.clone() },
         Caps { subgroup: None, ..software },
         minimal,
@@ -333,7 +334,8 @@ fn structs_are_the_same_in_rust_and_wgsl() {
     {
         assert_same_struct!(
             module, Params, items, slots, page_shift, page_mask, pages, k_headers, v_headers, lse, q_offset,
-            q_token, q_head, out_offset, out_token, out_head, lse_offset, lse_token, lse_head, maps, tokens
+            q_token, q_head, out_offset, out_token, out_head, lse_offset, lse_token, lse_head, maps, tokens,
+            zero
         );
     }
     let store = module(&backward.store);

@@ -21,6 +21,8 @@ struct Params {
     lse_head: u32,
     maps: u32,
     tokens: u32,
+    // Always 0, which compilers do not know.
+    zero: u32,
 }
 
 // Items run along x and, past what one dimension holds, along z.

@@ -100,7 +100,7 @@ impl Plan {
             tile,
             f16,
             shuffle: shuffle && kernel == Kernel::Decode,
-            int64: caps.int64 && caps.fixed_subgroup() == Some(8),
+            long_unit: tiles::long_unit(caps, kernel),
             rolled: false,
             matrix_units: options.matrix_units,
             counted: options.count_fetches,

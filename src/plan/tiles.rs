@@ -4,7 +4,7 @@ use super::{Family, Options};
 use crate::caps::{Caps, Class};
 use crate::error::Error;
 use crate::params::MAP_KEYS;
-use crate::shader::{BROADCAST_LANES, Kernel, MatrixUnits, Tile, row_fours, team_lanes};
+use crate::shader::{BROADCAST_LANES, Kernel, MatrixUnits, Tile, UNIT, WIDE_UNIT, row_fours, team_lanes};
 use crate::spec::{AttentionSpec, Dtype};
 
 /// What suits a class of adapters: a row of [`TABLE`].
@@ -140,6 +140,16 @@ fn decode_keys(caps: &Caps, (rows, lanes): (u32, u32), widest: u32) -> u32 {
     if fits && rows <= 2 && row_fours(widest).div_ceil(lanes) == 4 { 2 } else { 1 }
 }
 
+/// Most bytes of a unit of 64-bit numbers; 0 where there are none. For AVX2 a unit of 32 bytes is loaded in fewer instructions than two
+/// of 16, which decode gains by and prefill does not; with AVX-512 its loads are masked, and wait for memory.
+pub(super) fn long_unit(caps: &Caps, kernel: Kernel) -> u32 {
+    if !caps.int64 || caps.fixed_subgroup() != Some(8) {
+        return 0;
+    }
+    let few = caps.vector_registers < TWO_KEY_REGISTERS;
+    if few && kernel == Kernel::DecodeSubgroup { WIDE_UNIT } else { UNIT }
+}
+
 struct Picker<'a> {
     spec: &'a AttentionSpec,
     caps: &'a Caps,
@@ -156,8 +166,9 @@ impl Picker<'_> {
         }
         if lanes == 8 {
             let numbers = if self.caps.int64 { "64-bit numbers" } else { "32-bit words" };
+            let most = long_unit(self.caps, Kernel::DecodeSubgroup).max(UNIT);
             reasons.push(format!(
-                "K and V are loaded up to 16 bytes at a time, as {numbers}: a load costs per lane and component"
+                "K and V are loaded up to {UNIT} bytes at a time ({most} in decode), as {numbers}: a load costs per lane and component"
             ));
         }
         let keys = prefill_keys(self.caps, lanes);

@@ -58,7 +58,7 @@ impl Candidate<'_> {
 }
 
 impl<'a> CeilingSamplers<'a> {
-    /// Tries every ceiling kernel, 30 that read (34 with 64-bit integers) and 18 that compute, as far as workgroups may be as large, and keeps
+    /// Tries every ceiling kernel, 30 that read (36 with 64-bit integers) and 18 that compute, as far as workgroups may be as large, and keeps
     /// the fastest.
     ///
     /// # Errors
@@ -164,7 +164,7 @@ fn read_kernels(int64: bool) -> Vec<ReadKernel> {
         }
     }
     // Fewer components to load, which software adapters count.
-    for (element, bytes) in [("u64", 8), ("vec2<u64>", 16)].into_iter().filter(|_| int64) {
+    for (element, bytes) in [("u64", 8), ("vec2<u64>", 16), ("vec4<u64>", 32)].into_iter().filter(|_| int64) {
         let side_by_side = LONG_WALKS.into_iter().filter(|(_, own_run)| !own_run);
         kernels.extend(side_by_side.map(|walk| ReadKernel { element, bytes, threads: 8, walk }));
     }
@@ -199,6 +199,7 @@ fn prelude(element: &str, constants: &[(&str, u64)]) -> String {
         "vec2<f32>" => "x.x + x.y",
         "u64" => "f32(x)",
         "vec2<u64>" => "f32(x.x + x.y)",
+        "vec4<u64>" => "f32(x.x + x.y + x.z + x.w)",
         _ => "x.x + x.y + x.z + x.w",
     };
     let mut text =
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn every_read_kernel_reads_a_whole_buffer() {
         let kernels = read_kernels(true);
-        assert_eq!((read_kernels(false).len(), kernels.len()), (30, 34));
+        assert_eq!((read_kernels(false).len(), kernels.len()), (30, 36));
         for ReadKernel { bytes, threads, walk: (steps, _), .. } in kernels {
             let of_workgroup = bytes * threads * steps;
             assert!(SOFTWARE_SIZES.iter().chain(&GPU_SIZES).all(|size| size % of_workgroup == 0));

@@ -16,6 +16,7 @@ use crate::spec::AttentionSpec;
 pub use parts::Access;
 pub use table::TableLayout;
 use units::Side;
+pub(crate) use units::{UNIT, WIDE_UNIT};
 
 #[derive(Debug, Clone, Copy)]
 struct Source {
@@ -243,8 +244,8 @@ pub struct Variant {
     pub f16: F16,
     /// Whether [`Kernel::Decode`] reduces by subgroup shuffles.
     pub shuffle: bool,
-    /// Whether shaders may use 64-bit integers, which halve the components of a load.
-    pub int64: bool,
+    /// Most bytes that a lane loads at a time as 64-bit integers, which halve the components of a load: 0 where shaders may not use them.
+    pub long_unit: u32,
     /// Whether loops over the parts of a head stay loops (long heads, backward, on software adapters, whose compilers take long else).
     pub rolled: bool,
     /// What multiplies matrices.

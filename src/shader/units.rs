@@ -1,4 +1,4 @@
-//! How the lanes of a small subgroup load a row of the cache together: as units of up to 16 bytes, several fours of elements each.
+//! How the lanes of a small subgroup load a row of the cache together: as units of up to 16 or 32 bytes, several fours of elements each.
 //!
 //! Software adapters pay for a load by lane and component, whatever a component's size: wide units of 64-bit numbers are the cheapest.
 
@@ -6,6 +6,11 @@ use std::fmt::Write as _;
 
 use super::{Variant, row_fours};
 use crate::spec::Dtype;
+
+/// Most bytes of a unit, but for those that are wide.
+pub(crate) const UNIT: u32 = 16;
+/// Most bytes of a wide one, of 64-bit numbers.
+pub(crate) const WIDE_UNIT: u32 = 32;
 
 /// Keys or values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub(super) struct Unit {
     words: u32,
     /// Whether two words are one component.
     long: bool,
+    /// Whether words of f16 are kept whole: LLVM else cuts the 16 bits of each out of the 64, and with AVX2 one in four lane by lane.
+    kept: bool,
 }
 
 impl Variant {
@@ -52,14 +59,15 @@ impl Variant {
             return None;
         }
         let (row, lanes, bits) = (row_fours(dim), self.tile.threads, dtype.bits_per_element());
+        let most = self.long_unit.max(UNIT);
         // SwiftShader, of 4 lanes, was slower with wide units (measured before loops were written out).
         let fours = [4, 2, 1].into_iter().filter(|fours| lanes == 8 || *fours == 1).find(|fours| {
             let registers = (row / fours).div_ceil(lanes) * fours;
             let whole = row % fours == 0 && (fours * bits) % 8 == 0;
-            whole && fours * bits <= 32 && registers == row.div_ceil(lanes)
+            whole && fours * bits / 2 <= most && registers == row.div_ceil(lanes)
         })?;
         let words = fours * bits / 8;
-        Some(Unit { fours, words, long: self.int64 && words > 1 })
+        Some(Unit { fours, words, long: self.long_unit > 0 && words > 1, kept: self.long_unit == WIDE_UNIT })
     }
 
     /// Fours that a lane loads at a time.
@@ -123,7 +131,8 @@ impl Unit {
             (2, false) => "vec2<u32>",
             (2, true) => "u64",
             (_, false) => "vec4<u32>",
-            (_, true) => "vec2<u64>",
+            (4, true) => "vec2<u64>",
+            (_, true) => "vec4<u64>",
         }
     }
 
@@ -134,7 +143,7 @@ impl Unit {
             (2, false) => format!("{array}[h / 2u][h % 2u]"),
             (2, true) => format!("u32({array}[h / 2u] >> (h % 2u * 32u))"),
             (_, false) => format!("{array}[h / 4u][h % 4u]"),
-            (_, true) => format!("u32({array}[h / 4u][h / 2u % 2u] >> (h % 2u * 32u))"),
+            (words, true) => format!("u32({array}[h / {words}u][h / 2u % {}u] >> (h % 2u * 32u))", words / 2),
         }
     }
 
@@ -146,8 +155,9 @@ impl Unit {
                 ["x", "y", "z", "w"].iter().take(words as usize).map(|c| format!("unit.{c}")).collect()
             }
             (2, true) => ["", " >> 32u"].iter().map(|high| format!("u32(unit{high})")).collect(),
-            (_, true) => {
-                ["x", "x >> 32u", "y", "y >> 32u"].iter().map(|c| format!("u32(unit.{c})")).collect()
+            (words, true) => {
+                let numbers = ["x", "y", "z", "w"].iter().take(words as usize / 2);
+                numbers.flat_map(|c| ["", " >> 32u"].map(|high| format!("u32(unit.{c}{high})"))).collect()
             }
         };
         if dtype == Dtype::Q4 {
@@ -156,6 +166,10 @@ impl Unit {
                 |word: &String| halves.map(|half| format!("decode_four_block(4u, {word}{half}, header)"));
             return words.iter().flat_map(two).collect();
         }
+        let words = match self.kept && dtype == Dtype::F16 {
+            true => words.iter().map(|word| format!("({word} ^ work.params.zero)")).collect(),
+            false => words,
+        };
         let each = dtype.bits_per_element() / 8;
         let four = |words: &[String]| match dtype {
             Dtype::Q8 => format!("decode_four_block(8u, {}, header)", words.join(", ")),
@@ -174,15 +188,25 @@ mod tests {
 
     /// Fours and words of a unit of keys of `dim` elements.
     fn unit(dtype: Dtype, dim: u32, lanes: u32) -> Option<(u32, u32)> {
-        let spec = AttentionSpec::builder(4, 1, dim).kv_dtype(dtype).build().ok()?;
         let caps = Caps { subgroup: Some((lanes, lanes)), class: Class::Software, ..Caps::minimal() };
+        unit_on(dtype, dim, caps)
+    }
+
+    /// The same with 64-bit numbers and few vector registers.
+    fn wide_unit(dtype: Dtype, dim: u32) -> Option<(u32, u32)> {
+        let of_8 = Some((8, 8));
+        unit_on(dtype, dim, Caps { subgroup: of_8, class: Class::Software, int64: true, ..Caps::minimal() })
+    }
+
+    fn unit_on(dtype: Dtype, dim: u32, caps: Caps) -> Option<(u32, u32)> {
+        let spec = AttentionSpec::builder(4, 1, dim).kv_dtype(dtype).build().ok()?;
         let plan = Plan::new(&spec, &caps, &Options::default()).ok()?;
         plan.decode().unit(Side::K).map(|unit| (unit.fours, unit.words))
     }
 
     #[test]
     fn units_are_as_wide_as_registers_allow() {
-        use Dtype::{F16, F32, Fp8, Q4, Q8};
+        use Dtype::{Bf16, F16, F32, Fp8, Q4, Q8};
         for (dtype, dim, expected) in [
             (F32, 128, (1, 4)),
             (F16, 128, (2, 4)),
@@ -199,6 +223,18 @@ mod tests {
             (Q4, 64, (2, 1)),
         ] {
             assert_eq!(unit(dtype, dim, 8), Some(expected), "{dtype:?} {dim}");
+        }
+        // Wide units, where they fill.
+        for (dtype, dim, expected) in [
+            (F32, 128, (2, 8)),
+            (F32, 32, (1, 4)),
+            (F16, 128, (4, 8)),
+            (F16, 64, (2, 4)),
+            (Bf16, 256, (4, 8)),
+            (Fp8, 256, (4, 4)),
+            (Q8, 128, (4, 4)),
+        ] {
+            assert_eq!(wide_unit(dtype, dim), Some(expected), "{dtype:?} {dim}");
         }
         // Half a word is no unit, and 4 lanes load four by four.
         assert_eq!(unit(Q4, 36, 8), None);
