@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut encoder = gpu.device.create_command_encoder(&Default::default());
-                workload.record(&mut encoder);
+                workload.record(&mut encoder).map_err(|e| e.to_string())?;
                 gpu.finish(encoder)
             });
         });

@@ -1,5 +1,5 @@
 // Which unit of 8 neighbours a lane loads where they are 64-bit numbers: of 16 bytes, lanes 0 and 1 take the first of either cache line,
-// units 0 and 4. (Shorter ones share a line, and any order serves them.)
+// units 0 and 4. (Shorter ones share a line, wide ones are of adapters without masked loads: any order serves them.)
 //
 // LLVM 15 with AVX-512 makes masked loads of those of the other lanes. With lines first touched by them decode waited for memory most of
 // the time on an EPYC (11 ms for 3): its prefetchers seem not to follow them.

@@ -253,6 +253,7 @@ fn candidate<'a>(
         pass.set_pipeline(&pipeline);
         pass.set_bind_group(0, &group, &[]);
         pass.dispatch_workgroups(workgroups, 1, 1);
+        Ok(())
     };
     let mut sampler = Sampler::new(gpu, Box::new(record), 0.02)?;
     sampler.sample()?;

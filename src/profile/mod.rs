@@ -13,15 +13,15 @@ use std::time::Instant;
 use crate::verify::Gpu;
 
 pub use ceilings::{CeilingSamplers, Ceilings};
-pub use serve::{Manner, Serve, ServeReport, ServeShape, serve};
+pub use serve::{Manner, Serve, ServeError, ServeReport, ServeShape, serve};
 pub use timing::Timing;
-pub use workload::{Pass, Row, Shape, Workload};
+pub use workload::{Filled, Pass, Row, Shape, Workload};
 
 /// Seconds beyond which one repetition is a sample.
 const LONG_SECONDS: f64 = 1.5;
 
 /// What to repeat: records itself into an encoder.
-pub type Recorder<'a> = dyn Fn(&mut wgpu::CommandEncoder) + 'a;
+pub type Recorder<'a> = dyn Fn(&mut wgpu::CommandEncoder) -> Result<(), crate::Error> + 'a;
 
 /// A workload with the repetitions that make one sample.
 pub struct Sampler<'a> {
@@ -37,7 +37,7 @@ impl<'a> Sampler<'a> {
     /// least `seconds`. What is far above that anyway is run only once more.
     ///
     /// # Errors
-    /// When the device is lost.
+    /// What `record` is refused, or when the device is lost.
     pub fn new(gpu: &'a Gpu, record: Box<Recorder<'a>>, seconds: f64) -> Result<Self, String> {
         let mut sampler = Self { gpu, record, repetitions: 1, expected: 0.0, samples: Vec::new() };
         sampler.expected = sampler.time()?;
@@ -61,7 +61,7 @@ impl<'a> Sampler<'a> {
     /// Takes one more sample.
     ///
     /// # Errors
-    /// When the device is lost.
+    /// What `record` is refused, or when the device is lost.
     pub fn sample(&mut self) -> Result<(), String> {
         let seconds = self.time()?;
         self.samples.push(seconds);
@@ -86,7 +86,7 @@ impl<'a> Sampler<'a> {
     fn time(&self) -> Result<f64, String> {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for _ in 0..self.repetitions {
-            (self.record)(&mut encoder);
+            (self.record)(&mut encoder).map_err(|e| e.to_string())?;
         }
         let start = Instant::now();
         self.gpu.finish(encoder)?;

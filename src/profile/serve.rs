@@ -1,14 +1,14 @@
 //! A server's mixed batch against the same work done sequence by sequence, in pages against contiguous, and its memory.
 
 use super::Timing;
-use super::workload::fill;
+use super::workload::{fill, small_numbers};
 use crate::attention::{Attention, Io, NewKv};
 use crate::batch::{Batch, Sequence};
 use crate::cache::{CacheShape, KvCache, PagedShape};
 use crate::error::Error;
 use crate::pages::SequenceId;
 use crate::plan::Options;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, Dtype};
 use crate::step::Step;
 use crate::verify::Gpu;
 
@@ -47,6 +47,9 @@ impl ServeShape {
         decodes.chain(self.chunks.iter().copied()).collect()
     }
 }
+
+/// Most that an output may differ by between manners, for the largest: f16 is rounded to 2^-11 of a number, and sums go in another order.
+const TOLERANCE: f32 = 1e-3;
 
 /// How the work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,12 +100,21 @@ impl Serve {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         let ids = open(&mut cache, &mut encoder, shape, paged)?;
         gpu.queue.submit([encoder.finish()]);
-        let sequences: Vec<_> =
-            ids.iter().zip(&all).map(|(id, (q_len, _))| Sequence::new(*id, *q_len)).collect();
-        let tokens: u64 = all.iter().map(|(q_len, _)| u64::from(*q_len)).sum();
-        let tensor = |name, heads: u32, dim: u32| {
-            let row = u64::from(heads) * u64::from(dim) * u64::from(spec.q_dtype().bytes());
-            gpu.upload(name, &vec![0; (tokens * row) as usize])
+        // A sequence has its place in the tensors, whether it is alone in a step or not.
+        let mut tokens = 0;
+        let sequences: Vec<_> = ids
+            .iter()
+            .zip(&all)
+            .map(|(id, (q_len, _))| {
+                let first = Some(tokens);
+                tokens += q_len;
+                Sequence { token: first, new_token: first, ..Sequence::new(*id, *q_len) }
+            })
+            .collect();
+        let mut rng = fastrand::Rng::with_seed(2);
+        let mut tensor = |name, heads: u32, dim: u32| {
+            let bytes = u64::from(tokens * heads) * u64::from(dim * spec.q_dtype().bytes());
+            gpu.upload(name, &small_numbers(&mut rng, spec.q_dtype(), bytes))
         };
         let tensors = [
             tensor("gqa.bench.q", spec.q_heads(), spec.head_dim()),
@@ -141,6 +153,43 @@ impl Serve {
             Manner::Batched => call(sequences, batched),
             Manner::OneByOne => sequences.iter().try_for_each(|s| call(std::slice::from_ref(s), alone)),
         }
+    }
+}
+
+impl Serve {
+    /// Whether the batch has the outputs that its sequences have one by one, where they share nothing.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn check(&mut self, gpu: &Gpu) -> Result<(), ServeError> {
+        let together = self.outputs(gpu, Manner::Batched).map_err(ServeError::Failed)?;
+        let alone = self.outputs(gpu, Manner::OneByOne).map_err(ServeError::Failed)?;
+        let largest = alone.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        // What is no number is not near either.
+        let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE * largest;
+        match alone.iter().zip(&together).position(|pair| !is_near(pair)) {
+            None if largest > 0.0 => Ok(()),
+            None => Err(ServeError::Mismatch("the outputs of sequences by themselves are zero".to_owned())),
+            Some(at) => Err(ServeError::Mismatch(format!(
+                "output {at} is {} in the batch, {} where its sequence is by itself",
+                together[at], alone[at]
+            ))),
+        }
+    }
+
+    /// What the work brings, into a tensor that holds nothing of the run before.
+    fn outputs(&mut self, gpu: &Gpu, manner: Manner) -> Result<Vec<f32>, String> {
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        encoder.clear_buffer(&self.tensors[3], 0, None);
+        gpu.finish(encoder)?;
+        self.run(gpu, manner)?;
+        let bytes = gpu.download(&self.tensors[3])?;
+        Ok(match self.attention.plan().spec().q_dtype() {
+            Dtype::F16 => {
+                bytes.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]]).to_f32()).collect()
+            }
+            _ => bytemuck::pod_collect_to_vec(&bytes),
+        })
     }
 }
 
@@ -199,16 +248,30 @@ pub struct ServeReport {
     pub padded_bytes: u64,
 }
 
-/// Measures a mixed batch, all manners in turn.
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The kernels are wrong: what [`Serve::check`] says.
+    #[error("{0}")]
+    Mismatch(String),
+    /// What the library refuses, or the device is lost.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Measures a mixed batch, all manners in turn, once they are known to agree.
 ///
 /// # Errors
-/// What the library refuses, or when the device is lost.
-pub fn serve(gpu: &Gpu, shape: &ServeShape, samples: usize) -> Result<ServeReport, String> {
-    let text = |e: Error| e.to_string();
-    let mut paged = Serve::new(gpu, shape, true).map_err(text)?;
-    let mut contiguous = Serve::new(gpu, shape, false).map_err(text)?;
+/// [`ServeError`].
+pub fn serve(gpu: &Gpu, shape: &ServeShape, samples: usize) -> Result<ServeReport, ServeError> {
+    let refused = |e: Error| ServeError::Failed(e.to_string());
+    let mut paged = Serve::new(gpu, shape, true).map_err(refused)?;
+    let mut contiguous = Serve::new(gpu, shape, false).map_err(refused)?;
+    for serve in [&mut paged, &mut contiguous] {
+        serve.check(gpu)?;
+    }
     let (mut batched, mut alone, mut dense) = (Vec::new(), Vec::new(), Vec::new());
-    for sample in 0..=samples {
+    for sample in 0..samples {
         // Each goes first by turns; what the processor's caches hold of the run before still differs a little from manner to manner.
         for at in 0..3 {
             let (serve, manner, times) = match (sample + at) % 3 {
@@ -217,11 +280,8 @@ pub fn serve(gpu: &Gpu, shape: &ServeShape, samples: usize) -> Result<ServeRepor
                 _ => (&mut paged, Manner::OneByOne, &mut alone),
             };
             let start = std::time::Instant::now();
-            serve.run(gpu, manner)?;
-            // The first run compiles.
-            if sample > 0 {
-                times.push(start.elapsed().as_secs_f64());
-            }
+            serve.run(gpu, manner).map_err(ServeError::Failed)?;
+            times.push(start.elapsed().as_secs_f64());
         }
     }
     let median = |times: Vec<f64>| Timing::of(times).median_s;

@@ -82,22 +82,19 @@ struct Tensors {
     dv: wgpu::Buffer,
 }
 
-impl Workload {
-    /// Compiles and prepares `shape`, and fills the cache with small random numbers.
-    ///
-    /// # Errors
-    /// What the library refuses: mostly a cache beyond the device's limits.
-    pub fn new(gpu: &Gpu, shape: &Shape, options: Options) -> Result<Self, crate::Error> {
-        let attention = Attention::new(&gpu.device, shape.spec.clone(), options)?;
-        Self::with(gpu, Arc::new(attention), shape)
-    }
+/// The sequences of a shape in a cache full of small random numbers: for one workload, or for several that are measured in turn.
+pub struct Filled {
+    cache: KvCache,
+    sequences: Vec<Sequence<'static>>,
+    page: Option<u32>,
+}
 
-    /// The same for an `attention` that was made before, with the spec of `shape`. Sequences that exceed a storage binding lie in
-    /// pages, all others contiguous.
+impl Filled {
+    /// Makes and fills the cache. Sequences that exceed a storage binding lie in pages, all others contiguous.
     ///
     /// # Errors
     /// What the library refuses: mostly a cache beyond the device's limits.
-    pub fn with(gpu: &Gpu, attention: Arc<Attention>, shape: &Shape) -> Result<Self, crate::Error> {
+    pub fn new(gpu: &Gpu, shape: &Shape) -> Result<Self, crate::Error> {
         let spec = &shape.spec;
         let Shape { kv_len, batch, .. } = *shape;
         let contiguous = CacheShape { layers: 1, sequences: batch, capacity: kv_len };
@@ -120,12 +117,38 @@ impl Workload {
             sequences.push(Sequence { new_len, ..Sequence::new(id, shape.q_len) });
         }
         fill(gpu, &cache, spec);
+        Ok(Self { cache, sequences, page })
+    }
+}
+
+impl Workload {
+    /// Compiles and prepares `shape`, and fills a cache for it.
+    ///
+    /// # Errors
+    /// What the library refuses: mostly a cache beyond the device's limits.
+    pub fn new(gpu: &Gpu, shape: &Shape, options: Options) -> Result<Self, crate::Error> {
+        let attention = Attention::new(&gpu.device, shape.spec.clone(), options)?;
+        Self::over(gpu, Arc::new(attention), shape, &Filled::new(gpu, shape)?)
+    }
+
+    /// The same for an `attention` and a cache that were made before, with the spec of `shape` and for it.
+    ///
+    /// # Errors
+    /// What the library refuses.
+    pub fn over(
+        gpu: &Gpu,
+        attention: Arc<Attention>,
+        shape: &Shape,
+        filled: &Filled,
+    ) -> Result<Self, crate::Error> {
+        let (spec, Filled { cache, sequences, page }) = (&shape.spec, filled);
+        let Shape { kv_len, batch, .. } = *shape;
         let mut rng = fastrand::Rng::with_seed(2);
-        let mut call = Batch::new(spec, &sequences);
+        let mut call = Batch::new(spec, sequences);
         if shape.pass != Pass::Infer {
             call = call.with_lse(spec);
         }
-        let step = attention.prepare(&gpu.queue, &cache, &call)?;
+        let step = attention.prepare(&gpu.queue, cache, &call)?;
         let bytes = |(tokens, heads, dim): (u32, u32, u32)| {
             let elements = u64::from(batch) * u64::from(tokens) * u64::from(heads) * u64::from(dim);
             elements * u64::from(spec.q_dtype().bytes())
@@ -167,13 +190,15 @@ impl Workload {
                 Work::Differentiate(Box::new((attention.prepare_backward(&step)?, tensors)))
             }
         };
-        Ok(Self { attention, step, work, shape: shape.clone(), page })
+        Ok(Self { attention, step, work, shape: shape.clone(), page: *page })
     }
 
     /// Records one call of one layer.
-    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
-        // Bindings, tensors and step were made for each other.
-        let recorded = match &self.work {
+    ///
+    /// # Errors
+    /// What the library refuses: nothing, since bindings, tensors and step were made for each other.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), crate::Error> {
+        match &self.work {
             Work::Attend(bindings) => {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
                 self.attention.dispatch(&mut pass, &self.step, bindings)
@@ -193,8 +218,7 @@ impl Workload {
                 };
                 self.attention.backward(encoder, (&self.step, gradients), 0, io)
             }
-        };
-        debug_assert!(recorded.is_ok());
+        }
     }
 
     /// What it is.
@@ -325,7 +349,7 @@ pub(super) fn fill(gpu: &Gpu, cache: &KvCache, spec: &AttentionSpec) {
 }
 
 /// Numbers of about +-0.5 in `dtype`, `bytes` bytes of them, which repeat.
-fn small_numbers(rng: &mut fastrand::Rng, dtype: crate::Dtype, bytes: u64) -> Vec<u8> {
+pub(super) fn small_numbers(rng: &mut fastrand::Rng, dtype: crate::Dtype, bytes: u64) -> Vec<u8> {
     let mut all = Vec::new();
     while (all.len() as u64) < bytes.min(RANDOM_BYTES) {
         let words = match dtype.is_blocked() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use gqa::profile::{CeilingSamplers, Ceilings, Pass, Row, Sampler, Shape, Workload};
+use gqa::profile::{CeilingSamplers, Ceilings, Filled, Pass, Row, Sampler, Shape, Workload};
 use gqa::verify::{
     Gpu, Runner, Setup, check, check_gradients, problem_of_lens, random_output_gradients, random_problem_of,
 };
@@ -202,7 +202,7 @@ impl Run<'_> {
                 Arc::clone(&self.attentions[self.attentions.len() - 1])
             }
         };
-        Workload::with(self.gpu, attention, shape)
+        Workload::over(self.gpu, attention, shape, &Filled::new(self.gpu, shape)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `gqa bench --serve`: a server's mixed batch, at once and sequence by sequence.
 
-use gqa::profile::{Pass, ServeReport, ServeShape, Shape, serve};
+use gqa::profile::{Pass, ServeError, ServeReport, ServeShape, Shape, serve};
 use gqa::verify::Gpu;
 use indicatif::ProgressBar;
 
@@ -37,10 +37,16 @@ pub(super) fn main(gpu: &Gpu, args: &Args) -> Result<(), Failure> {
     let measure = |answers| {
         bar.set_message(format!(
             "serving {answers} answers a prompt, {} times in three manners",
-            args.samples + 1
+            args.samples
         ));
         let shape = ServeShape { page: args.page, ..ServeShape::mixed(spec.clone(), answers) };
-        serve(gpu, &shape, args.samples).map_err(Failure::Usage)
+        serve(gpu, &shape, args.samples).map_err(|e| match e {
+            ServeError::Failed(message) => Failure::Usage(message),
+            ServeError::Mismatch(message) => {
+                eprintln!("gqa: nothing was measured, because the kernels are wrong here: {message}");
+                Failure::Mismatch
+            }
+        })
     };
     let report = Report {
         adapter: gpu.name(),

@@ -136,9 +136,12 @@ fn heads(rows: &[&Row], ceilings: &Ceilings) -> Vec<Finding> {
 
 /// What the way back takes, in times of the way there beside it.
 fn backward(rows: &[&Row]) -> Option<Finding> {
-    let pairs = rows.chunks_exact(2).filter(|pair| is_backward(pair[1].kernel));
-    let values: Vec<_> =
-        pairs.map(|pair| (shape(pair[1]), pair[1].timing.median_s / pair[0].timing.median_s)).collect();
+    let there = |back: &Row| rows.iter().find(|r| !is_backward(r.kernel) && shape(r) == shape(back));
+    let values: Vec<_> = rows
+        .iter()
+        .filter(|r| is_backward(r.kernel))
+        .filter_map(|back| Some((shape(back), back.timing.median_s / there(back)?.timing.median_s)))
+        .collect();
     if values.is_empty() {
         return None;
     }

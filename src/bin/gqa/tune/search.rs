@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gqa::profile::{Sampler, Shape, Timing, Workload};
+use gqa::profile::{Filled, Sampler, Shape, Timing, Workload};
 use gqa::shader::Kernel;
 use gqa::verify::Gpu;
 use gqa::{Attention, Family, Options, Plan};
@@ -191,6 +191,11 @@ impl<'a> Search<'a> {
 
     /// Times `trials` in turns, and marks the one to go on with: the first, unless another is clearly faster.
     fn judge(&mut self, mut trials: Vec<Trial>, judges: [bool; 2]) -> Result<Vec<Trial>, Failure> {
+        // One cache for all alternatives: they read it in turn.
+        let fill =
+            |(nth, shape): (usize, &Shape)| judges[nth].then(|| Filled::new(self.gpu, shape)).transpose();
+        let filled: Result<Vec<_>, _> = self.shapes.iter().enumerate().map(fill).collect();
+        let filled = filled.map_err(|e| Failure::Usage(e.to_string()))?;
         let mut workloads = Vec::new();
         for (nth, trial) in trials.iter().enumerate() {
             self.progress.now(format!("compiling and verifying {}", trial.name));
@@ -201,8 +206,9 @@ impl<'a> Search<'a> {
             }
             let attention = Attention::new(&self.gpu.device, spec.clone(), trial.options.clone());
             let attention = Arc::new(attention.map_err(|e| Failure::Usage(e.to_string()))?);
-            for (of_shape, shape) in self.shapes.iter().enumerate().filter(|(at, _)| judges[*at]) {
-                let workload = Workload::with(self.gpu, Arc::clone(&attention), shape)
+            for (of_shape, (shape, filled)) in self.shapes.iter().zip(&filled).enumerate() {
+                let Some(filled) = filled else { continue };
+                let workload = Workload::over(self.gpu, Arc::clone(&attention), shape, filled)
                     .map_err(|e| Failure::Usage(e.to_string()))?;
                 workloads.push((nth, of_shape, workload));
             }
