@@ -29,7 +29,7 @@ use summary::Finding;
 /// batches to 64, 1 to 64 query tokens, prefill of 128 to 8,192; minutes on a CPU, and --quick takes seconds. With it: one shape.
 /// A fraction is the least time that the nearer ceiling allows, over the median time; bytes count each K/V element once
 /// per sequence. Times are the host's clock around submissions of many repetitions; runs of all rows of a group take turns.
-/// The ceilings are the best of 30 kernels that read (34 with 64-bit integers) and 18 that compute, sampled in every group.
+/// The ceilings are the best of 30 kernels that read (36 with 64-bit integers) and 18 that compute, sampled in every group.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
