@@ -186,19 +186,10 @@ mod tests {
     use super::*;
     use crate::{AttentionSpec, Caps, Class, Options, Plan};
 
-    /// Fours and words of a unit of keys of `dim` elements.
-    fn unit(dtype: Dtype, dim: u32, lanes: u32) -> Option<(u32, u32)> {
-        let caps = Caps { subgroup: Some((lanes, lanes)), class: Class::Software, ..Caps::minimal() };
-        unit_on(dtype, dim, caps)
-    }
-
-    /// The same with 64-bit numbers and few vector registers.
-    fn wide_unit(dtype: Dtype, dim: u32) -> Option<(u32, u32)> {
-        let of_8 = Some((8, 8));
-        unit_on(dtype, dim, Caps { subgroup: of_8, class: Class::Software, int64: true, ..Caps::minimal() })
-    }
-
-    fn unit_on(dtype: Dtype, dim: u32, caps: Caps) -> Option<(u32, u32)> {
+    /// Fours and words of a unit of keys of `dim` elements, with few vector registers: wide ones with 64-bit numbers.
+    fn unit((dtype, dim): (Dtype, u32), lanes: u32, int64: bool) -> Option<(u32, u32)> {
+        let subgroup = Some((lanes, lanes));
+        let caps = Caps { subgroup, class: Class::Software, int64, ..Caps::minimal() };
         let spec = AttentionSpec::builder(4, 1, dim).kv_dtype(dtype).build().ok()?;
         let plan = Plan::new(&spec, &caps, &Options::default()).ok()?;
         plan.decode().unit(Side::K).map(|unit| (unit.fours, unit.words))
@@ -207,37 +198,38 @@ mod tests {
     #[test]
     fn units_are_as_wide_as_registers_allow() {
         use Dtype::{Bf16, F16, F32, Fp8, Q4, Q8};
-        for (dtype, dim, expected) in [
-            (F32, 128, (1, 4)),
-            (F16, 128, (2, 4)),
-            (F16, 64, (2, 4)),
-            (F16, 112, (2, 4)),
+        let short = [
+            ((F32, 128), (1, 4)),
+            ((F16, 128), (2, 4)),
+            ((F16, 64), (2, 4)),
+            ((F16, 112), (2, 4)),
             // Two fours each would take 4 registers where 3 do.
-            (F16, 80, (1, 2)),
-            (F16, 96, (1, 2)),
+            ((F16, 80), (1, 2)),
+            ((F16, 96), (1, 2)),
             // 9 fours: no two of them are a unit.
-            (F16, 33, (1, 2)),
-            (Fp8, 128, (4, 4)),
-            (Q8, 64, (2, 2)),
-            (Q4, 128, (4, 2)),
-            (Q4, 64, (2, 1)),
-        ] {
-            assert_eq!(unit(dtype, dim, 8), Some(expected), "{dtype:?} {dim}");
-        }
-        // Wide units, where they fill.
-        for (dtype, dim, expected) in [
-            (F32, 128, (2, 8)),
-            (F32, 32, (1, 4)),
-            (F16, 128, (4, 8)),
-            (F16, 64, (2, 4)),
-            (Bf16, 256, (4, 8)),
-            (Fp8, 256, (4, 4)),
-            (Q8, 128, (4, 4)),
-        ] {
-            assert_eq!(wide_unit(dtype, dim), Some(expected), "{dtype:?} {dim}");
+            ((F16, 33), (1, 2)),
+            ((Fp8, 128), (4, 4)),
+            ((Q8, 64), (2, 2)),
+            ((Q4, 128), (4, 2)),
+            ((Q4, 64), (2, 1)),
+        ];
+        let wide = [
+            ((F32, 128), (2, 8)),
+            ((F32, 32), (1, 4)),
+            ((F16, 128), (4, 8)),
+            ((F16, 64), (2, 4)),
+            ((Bf16, 256), (4, 8)),
+            ((Fp8, 256), (4, 4)),
+            ((Q8, 128), (4, 4)),
+        ];
+        for (cases, int64) in [(&short[..], false), (&wide[..], true)] {
+            for (row, expected) in cases {
+                assert_eq!(unit(*row, 8, int64), Some(*expected), "{row:?}, 64 bits: {int64}");
+            }
         }
         // Half a word is no unit, and 4 lanes load four by four.
-        assert_eq!(unit(Q4, 36, 8), None);
-        assert_eq!((unit(F16, 128, 4), unit(Q8, 128, 4)), (Some((1, 2)), Some((1, 1))));
+        assert_eq!(unit((Q4, 36), 8, false), None);
+        let of_4 = |dtype| unit((dtype, 128), 4, false);
+        assert_eq!((of_4(F16), of_4(Q8)), (Some((1, 2)), Some((1, 1))));
     }
 }
